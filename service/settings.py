@@ -1,0 +1,110 @@
+"""Every setting of the service, read from the environment (`RECURRA_*`); knows nothing of what is done with them.
+
+Each field's description is what the README prints. A wrong value raises `SettingsError` with one line for each mistake
+that names the variable, the value given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.errors import RecurraError
+
+ENV_PREFIX = "RECURRA_"
+
+
+class SettingsError(RecurraError):
+    """One or more settings have a value that is not allowed; one line a setting."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one process; immutable once read."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+    checkpoints: Path | None = Field(
+        None,
+        description="folder with one folder a model; default ./checkpoints, else the folder of the installed project",
+    )
+    default_model: str | None = Field(
+        None, description="model of a request that names none; needed only where several models fit"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto takes CUDA if there is one")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto", description="number format of the weights in use; auto measures on this machine"
+    )
+    num_threads: int | None = Field(None, ge=1, le=1024, description="threads of one matrix product; default all cores")
+
+    default_k: int = Field(5, ge=1, description="beam width of a request that names neither search nor k")
+    max_k: int = Field(64, ge=1, le=4096, description="largest beam width a request may ask for")
+    max_texts: int = Field(1000, ge=1, description="most texts in one request")
+    max_text_chars: int = Field(20_000, ge=1, description="most characters in one text")
+    max_body_bytes: int = Field(8_000_000, ge=1024, description="largest request body, in bytes")
+    max_target_tokens: int = Field(1000, ge=1, description="largest max_length and min_length a request may ask for")
+    max_score_pairs: int = Field(10_000, ge=1, description="most sentences in one POST /score")
+
+    max_rows: int = Field(320, ge=1, description="live hypotheses of all requests together in one decode step")
+    max_queued_segments: int = Field(
+        10_000, ge=1, description="sentences that may wait for a place; past it requests are refused with 503"
+    )
+    drain_seconds: float = Field(
+        20.0, ge=0, le=3600, allow_inf_nan=False, description="time that live requests get to finish at shutdown"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe event that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="a log line as key=value text or as a JSON object")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.default_k > self.max_k:
+            raise ValueError(f"{ENV_PREFIX}DEFAULT_K is {self.default_k}; allowed is at most {ENV_PREFIX}MAX_K = {self.max_k}")
+        if self.max_k > self.max_rows:
+            raise ValueError(f"{ENV_PREFIX}MAX_ROWS is {self.max_rows}; allowed is at least {ENV_PREFIX}MAX_K = {self.max_k}")
+        return self
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """The folder given, else ./checkpoints, else the one beside the installed packages."""
+        if self.checkpoints is not None:
+            return self.checkpoints
+        here = Path("checkpoints")
+        return here if here.is_dir() else Path(__file__).resolve().parent.parent / "checkpoints"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the environment; `overrides` (command-line options) win over it. Raises SettingsError."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as exc:
+        raise SettingsError("\n".join(_line(error) for error in exc.errors())) from exc
+
+
+def unknown_variables() -> list[str]:
+    """Names in the environment that look like settings but are none: most likely misspelt."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _line(error: Any) -> str:
+    if not error["loc"]:  # from _check_sizes, which words its own message
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    return f"{ENV_PREFIX}{name.upper()} is {error['input']!r}; allowed is {_allowed(error)}"
+
+
+def _allowed(error: Any) -> str:
+    bounds = Settings.model_fields[str(error["loc"][0])].metadata
+    low = next((bound.ge for bound in bounds if hasattr(bound, "ge")), None)
+    high = next((bound.le for bound in bounds if hasattr(bound, "le")), None)
+    kind = "a number" if error["type"].startswith("float") else "a whole number"
+    if low is not None:
+        return f"{kind} from {low} to {high}" if high is not None else f"{kind} of at least {low}"
+    return str(error.get("ctx", {}).get("expected") or error["msg"])

@@ -1,0 +1,174 @@
+"""Beam search against brute force on a tiny vocabulary; log-probabilities are drawn for each history."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.data.vocab import EOS_ID
+from model.decoding.beam import BeamSearch, handles_of
+from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
+from model.errors import InvalidValue
+
+VOCAB = 7  # <unk> <pad> <bos> <eos> and three words
+WORDS = (4, 5, 6)
+
+
+def next_log_probs(history: tuple[int, ...], seed: int) -> Tensor:
+    """[V] float32: a distribution drawn for this history."""
+    key = seed
+    for token in history:
+        key = (key * 31 + token + 1) % 1_000_003
+    generator = torch.Generator().manual_seed(key)
+    return torch.log_softmax(2 * torch.randn(VOCAB, generator=generator), dim=0)
+
+
+def search(options: SearchOptions, seeds: list[int], num_src_tokens: int = 4) -> list[SegmentResult]:
+    """Runs one BeamSearch over several segments, each with the distribution of its seed."""
+    beam = BeamSearch(options.k)
+    for handle, _ in enumerate(seeds):
+        beam.add(handle, options, num_src_tokens)
+    live = list(range(len(seeds)))
+    histories: list[tuple[int, ...]] = [()] * len(seeds) * options.k
+    results: dict[int, SegmentResult] = {}
+    while live:
+        rows = [next_log_probs(h, seeds[live[i // options.k]]) for i, h in enumerate(histories)]
+        parents, ids, done = beam.absorb(torch.stack(rows))
+        histories = [(*histories[p], t) for p, t in zip(parents.tolist(), ids.tolist(), strict=True)]
+        results.update(done)
+        keep = beam.remove(handles_of(done))
+        if keep is not None:
+            live = [live[i] for i in keep.tolist()]
+            histories = [histories[i * options.k + j] for i in keep.tolist() for j in range(options.k)]
+    return [results[i] for i in range(len(seeds))]
+
+
+def score_of(tokens: tuple[int, ...], seed: int, length_penalty: float) -> float:
+    """Score of a hypothesis that ends itself."""
+    total = 0.0
+    for t, token in enumerate((*tokens, EOS_ID)):
+        total += float(next_log_probs(tokens[:t], seed)[token])
+    return total / (len(tokens) + 1) ** length_penalty
+
+
+def brute_force(
+    seed: int, max_length: int, length_penalty: float, min_length: int = 0
+) -> tuple[tuple[int, ...], float]:
+    """The best of all hypotheses that end within the limit, by enumeration."""
+    everything = (tokens for n in range(min_length, max_length) for tokens in itertools.product(WORDS, repeat=n))
+    return max(((tokens, score_of(tokens, seed, length_penalty)) for tokens in everything), key=lambda entry: entry[1])
+
+
+def best(result: SegmentResult) -> Hypothesis:
+    return result.hypotheses[0]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_beam_as_wide_as_all_prefixes_equals_exhaustive_search(seed: int, length_penalty: float) -> None:
+    options = SearchOptions(k=4**3, max_length=4, length_penalty=length_penalty)
+    found = best(search(options, [seed])[0])
+    tokens, score = brute_force(seed, 4, length_penalty)
+    assert found.token_ids == tokens
+    assert found.score == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_beam_of_width_one_equals_greedy(seed: int) -> None:
+    found = best(search(SearchOptions(search="greedy", k=1, max_length=9), [seed])[0])
+    tokens: tuple[int, ...] = ()
+    while len(tokens) < 9:
+        log_probs = next_log_probs(tokens, seed)
+        token = max((*WORDS, EOS_ID), key=lambda t: float(log_probs[t]))
+        if token == EOS_ID:
+            break
+        tokens = (*tokens, token)
+    assert found.token_ids == tokens
+    assert found.finish == ("eos" if len(tokens) < 9 else "length")
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_segments_searched_together_equal_segments_alone(k: int) -> None:
+    options = SearchOptions(k=k, max_length=8, n_best=k)
+    seeds = list(range(11))
+    assert search(options, seeds) == [search(options, [seed])[0] for seed in seeds]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
+    """The bound that ends a search is admissible: one that may not stop early finds nothing better."""
+
+    class Unstopped(BeamSearch):
+        def _done(self) -> list[tuple[int, SegmentResult]]:
+            for segment in self._segments:
+                segment.cannot_be_beaten = lambda best_live: False  # type: ignore[method-assign]
+            return super()._done()
+
+    options = SearchOptions(k=3, max_length=10)
+    stopped = best(search(options, [seed])[0])
+    original, globals()["BeamSearch"] = BeamSearch, Unstopped
+    try:
+        unstopped = best(search(options, [seed])[0])
+    finally:
+        globals()["BeamSearch"] = original
+    assert stopped.score == pytest.approx(unstopped.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_n_best_are_different_ended_and_in_order(seed: int) -> None:
+    (result,) = search(SearchOptions(k=5, n_best=5, max_length=6), [seed])
+    scores = [h.score for h in result.hypotheses]
+    assert scores == sorted(scores, reverse=True)
+    assert len({(h.token_ids, h.finish) for h in result.hypotheses}) == 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_minimum_length_is_kept(seed: int) -> None:
+    found = best(search(SearchOptions(k=4**3, min_length=2, max_length=4), [seed])[0])
+    tokens, _ = brute_force(seed, 4, 1.0, min_length=2)
+    assert found.token_ids == tokens
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_hypothesis_starts_with_the_forced_prefix(k: int) -> None:
+    (result,) = search(SearchOptions(k=k, n_best=k, max_length=7, prefix_ids=(6, 6, 4)), [3])
+    assert all(h.token_ids[:3] == (6, 6, 4) for h in result.hypotheses)
+    assert all(math.isfinite(h.log_prob) for h in result.hypotheses)
+
+
+def test_log_prob_is_the_sum_over_tokens_and_score_divides_it_by_length() -> None:
+    found = best(search(SearchOptions(k=3, max_length=8, length_penalty=0.7), [5])[0])
+    assert found.finish == "eos"
+    assert found.score == pytest.approx(score_of(found.token_ids, 5, 0.7), abs=1e-5)
+    assert found.log_prob == pytest.approx(score_of(found.token_ids, 5, 0.0), abs=1e-5)
+
+
+def test_maximum_length_cuts_off_and_says_so() -> None:
+    results = search(SearchOptions(search="greedy", k=1, max_length=1), list(range(12)))
+    assert all(len(best(r).token_ids) <= 1 for r in results)
+    assert {best(r).finish for r in results} == {"eos", "length"}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("search", {"search": "astar"}),
+        ("k", {"k": 0}),
+        ("k", {"k": 10_000}),
+        ("k", {"k": True}),
+        ("k", {"search": "greedy", "k": 5}),
+        ("n_best", {"k": 2, "n_best": 3}),
+        ("length_penalty", {"length_penalty": -1}),
+        ("length_penalty", {"length_penalty": float("nan")}),
+        ("max_length", {"max_length": 0}),
+        ("min_length", {"max_length": 3, "min_length": 4}),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(field: str, values: dict[str, object]) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        SearchOptions(**values)  # type: ignore[arg-type]
+    assert caught.value.field == field
