@@ -183,6 +183,7 @@ class Trainer:
         self.epoch, self.batch_index, self.step = 0, 0, 0
         self.seconds = 0.0
         self.evaluations: list[dict[str, Any]] = []
+        self._random_state = torch.get_rng_state()  # taken up when training starts, whatever was drawn meanwhile
         if resume:
             self._load_state()
 
@@ -268,7 +269,7 @@ class Trainer:
         """The epoch's token ids: cut anew each time where sub-words are sampled, the same again on a resume."""
         if not self.config.subword_sampling:
             return self.src_ids, self.tgt_ids
-        seed_sampling(self.config.seed * 1000 + epoch)
+        seed_sampling((self.config.seed * 1000 + epoch) % 2**32)
         alpha = self.config.subword_sampling
         return (
             self.src_tokenizer.encode_batch([pair.src for pair in self.pairs], sampling_alpha=alpha),
@@ -289,6 +290,7 @@ class Trainer:
             Cancelled: `should_stop` said so; the state is saved and can be resumed.
             TrainingError: the loss is no number any more.
         """
+        torch.set_rng_state(self._random_state)
         while self.epoch < self.config.max_epochs and self.step < self.total_steps and not self._is_finished():
             self._train_epoch(on_progress, should_stop)
             self.epoch, self.batch_index = self.epoch + 1, 0
@@ -506,7 +508,7 @@ class Trainer:
                 state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(tensors["random"])
+        self._random_state = tensors["random"]
         if self.device == "cuda":
             torch.cuda.set_rng_state(tensors["random_cuda"])
         self.epoch, self.batch_index, self.step = values["epoch"], values["batch_index"], values["step"]

@@ -169,6 +169,7 @@ class Translator:
         """Splits a text into segments of token ids. A blank text has none."""
         segments: list[list[int]] = []
         layout: list[str] = [""]
+        text = _well_formed(text)
         for line in text.splitlines(keepends=True):
             body = line.strip()
             start = line[: len(line) - len(line.lstrip())] if body else line
@@ -299,6 +300,11 @@ def search_options(*, search: str | None = None, k: int | None = None, **options
     if k is None:
         k = 1 if search == "greedy" else 5
     return SearchOptions(search=search, k=k, **options)
+
+
+def _well_formed(text: str) -> str:
+    """The text with halves of a surrogate pair joined, and lone ones (JSON allows them) replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _sentences(lang: str, line: str) -> list[str]:

@@ -8,6 +8,7 @@
     │   ├── NoModel              no checkpoint at all, or none that could be loaded
     │   ├── ModelLoading         not warmed up yet
     │   ├── ModelFailed          its checkpoint was refused
+    │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
     │   └── Draining             the server is shutting down
     └── EngineFailure            500 a decode step failed; the engine goes on
@@ -84,6 +85,12 @@ class ModelFailed(Unavailable):
     pass
 
 
+class NotReady(Unavailable):
+    def __init__(self, reason: str, models: Mapping[str, str]) -> None:
+        super().__init__(reason)
+        self.extra = {"models": dict(models)}
+
+
 class QueueFull(Unavailable):
     pass
 
@@ -109,6 +116,7 @@ class Problem:
     title: str
     detail: str
     errors: list[dict[str, Any]] = field(default_factory=list)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def response(self) -> JSONResponse:
@@ -116,6 +124,7 @@ class Problem:
         body["request_id"] = request_id_var.get()
         if self.errors:
             body["errors"] = self.errors
+        body |= self.extra
         return JSONResponse(body, self.status, headers=dict(self.headers), media_type="application/problem+json")
 
 
@@ -129,6 +138,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     NoModel: (503, "no_model", "No model is ready"),
     ModelLoading: (503, "model_loading", "The model is being loaded"),
     ModelFailed: (503, "model_failed", "The model could not be loaded"),
+    NotReady: (503, "not_ready", "The server is not ready"),
     QueueFull: (503, "queue_full", "Too many sentences are waiting"),
     Draining: (503, "draining", "The server is shutting down"),
     EngineFailure: (500, "engine_failure", "Decoding failed"),
@@ -157,7 +167,10 @@ def problem_of(exc: Exception, request: Request) -> Problem:
     headers = {}
     if isinstance(exc, Unavailable):
         headers = {"Retry-After": str(max(1, math.ceil(exc.retry_after_seconds)))}
-    return Problem(status=status, code=code, title=title, detail=detail, errors=_named_field(exc), headers=headers)
+    extra = exc.extra if isinstance(exc, NotReady) else {}
+    return Problem(
+        status=status, code=code, title=title, detail=detail, errors=_named_field(exc), extra=extra, headers=headers
+    )
 
 
 async def answer_problem(request: Request, exc: Exception) -> JSONResponse:
@@ -185,9 +198,7 @@ def _http_problem(exc: HTTPException, request: Request) -> Problem:
     }.get(exc.status_code, exc.detail)
     if exc.status_code == 400 and exc.__cause__ is not None:
         detail = _unreadable(exc.__cause__)
-    return Problem(
-        status=exc.status_code, code=code, title=title, detail=detail, headers=dict(exc.headers or {})
-    )
+    return Problem(status=exc.status_code, code=code, title=title, detail=detail, headers=dict(exc.headers or {}))
 
 
 def _unreadable(cause: BaseException) -> str:
@@ -204,7 +215,9 @@ def _validation_problem(exc: RequestValidationError, request: Request) -> Proble
         cause, offset = faults[0]["ctx"]["error"], faults[0]["loc"][-1]
         status, code, title = 400, "invalid_json", "The body is not valid JSON"
         return Problem(status=status, code=code, title=title, detail=f"{cause} at character {offset}")
-    if any(tuple(fault["loc"]) == ("body",) and fault["type"] != "missing" for fault in faults) and not _is_json(request):
+    if any(tuple(fault["loc"]) == ("body",) and fault["type"] != "missing" for fault in faults) and not _is_json(
+        request
+    ):
         given = shown(request.headers.get("content-type", "none"))
         status, code, title = 415, "unsupported_media_type", "The body's type is not supported"
         return Problem(
@@ -227,7 +240,7 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field_name(loc: tuple[int | str, ...]) -> str:
-    """("body", "text", "list", 3) → "text[3]"; "text" and "list" after a field are pydantic's tags for a union's arms."""
+    """("body", "text", "list", 3) → "text[3]": "one" and "list" are the tags of a union's arms, no fields."""
     name = ""
     for part in [part for part in loc[1:] if part not in ("one", "list")]:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)

@@ -72,7 +72,7 @@ FORMATTERS: dict[str, type[logging.Formatter]] = {"text": TextFormatter, "json":
 def configure_logging(
     level: str = "info", line_format: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
-    """Sends this program's events, and the HTTP server's, to `stream` (default stderr). Called by the command line only."""
+    """Sends our events and the HTTP server's to `stream` (default stderr). Only the command line calls it."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(FORMATTERS[line_format]())
     for name in (ROOT_LOGGER, "uvicorn"):

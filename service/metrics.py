@@ -1,5 +1,6 @@
-"""All Prometheus metrics. Labels are bounded: model, version, route template, outcome, device; never a text, key or address.
+"""All Prometheus metrics.
 
+Labels are bounded: model, version, route template, outcome, device; never a text, key or address.
 Every app has a registry of its own, so that several apps in one process do not add up.
 """
 
@@ -23,7 +24,25 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNMATCHED_ROUTE = "unmatched"
 
 # From 1 ms: a short sentence takes a few milliseconds, and a histogram that starts coarser shows nothing of it.
-_REQUEST_BUCKETS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_REQUEST_BUCKETS = (
+    0.001,
+    0.002,
+    0.004,
+    0.008,
+    0.016,
+    0.032,
+    0.064,
+    0.128,
+    0.256,
+    0.512,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    32.0,
+    64.0,
+)
 _PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, *_REQUEST_BUCKETS)
 _ROW_BUCKETS = tuple(float(2**power) for power in range(12))
 
@@ -60,7 +79,9 @@ class Metrics:
         self.queue_seconds = phase("queue", "A request's wait until its first sentence is admitted")
         self.encode_seconds = phase("encode", "Encoder time of the batches that carried a request's sentences")
         self.decode_seconds = phase("decode", "A request's time in the engine that is neither queue nor encoder")
-        self.time_to_first_token_seconds = phase("time_to_first_token", "From a request's arrival to its first decode step")
+        self.time_to_first_token_seconds = phase(
+            "time_to_first_token", "From a request's arrival to its first decode step"
+        )
         self.step_seconds = phase("step", "One decode step over all live rows")
         self.step_rows = Histogram(
             "recurra_step_rows", "Live rows in a decode step", buckets=_ROW_BUCKETS, registry=registry

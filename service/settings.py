@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="model of a request that names none; needed only where several models fit"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto takes CUDA if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where models run; auto takes CUDA if there is one"
+    )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="number format of the weights in use; auto measures on this machine"
     )
@@ -51,6 +53,14 @@ class Settings(BaseSettings):
     max_target_tokens: int = Field(1000, ge=1, description="largest max_length and min_length a request may ask for")
     max_score_pairs: int = Field(10_000, ge=1, description="most sentences in one POST /score")
 
+    max_score_seconds: float = Field(
+        60.0,
+        ge=0.1,
+        le=3600,
+        allow_inf_nan=False,
+        description="time that one POST /score may take to compute its scores",
+    )
+
     max_rows: int = Field(320, ge=1, description="live hypotheses of all requests together in one decode step")
     max_queued_segments: int = Field(
         10_000, ge=1, description="sentences that may wait for a place; past it requests are refused with 503"
@@ -59,15 +69,21 @@ class Settings(BaseSettings):
         20.0, ge=0, le=3600, allow_inf_nan=False, description="time that live requests get to finish at shutdown"
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe event that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe event that is logged"
+    )
     log_format: Literal["text", "json"] = Field("text", description="a log line as key=value text or as a JSON object")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if self.default_k > self.max_k:
-            raise ValueError(f"{ENV_PREFIX}DEFAULT_K is {self.default_k}; allowed is at most {ENV_PREFIX}MAX_K = {self.max_k}")
+            raise ValueError(
+                f"{ENV_PREFIX}DEFAULT_K is {self.default_k}; allowed is at most {ENV_PREFIX}MAX_K = {self.max_k}"
+            )
         if self.max_k > self.max_rows:
-            raise ValueError(f"{ENV_PREFIX}MAX_ROWS is {self.max_rows}; allowed is at least {ENV_PREFIX}MAX_K = {self.max_k}")
+            raise ValueError(
+                f"{ENV_PREFIX}MAX_ROWS is {self.max_rows}; allowed is at least {ENV_PREFIX}MAX_K = {self.max_k}"
+            )
         return self
 
     @property
@@ -101,10 +117,11 @@ def _line(error: Any) -> str:
 
 
 def _allowed(error: Any) -> str:
-    bounds = Settings.model_fields[str(error["loc"][0])].metadata
+    field = Settings.model_fields[str(error["loc"][0])]
+    bounds = field.metadata
     low = next((bound.ge for bound in bounds if hasattr(bound, "ge")), None)
     high = next((bound.le for bound in bounds if hasattr(bound, "le")), None)
-    kind = "a number" if error["type"].startswith("float") else "a whole number"
+    kind = "a number" if field.annotation is float else "a whole number"
     if low is not None:
         return f"{kind} from {low} to {high}" if high is not None else f"{kind} of at least {low}"
     return str(error.get("ctx", {}).get("expected") or error["msg"])

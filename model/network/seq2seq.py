@@ -64,7 +64,7 @@ class Seq2Seq(EncoderDecoder):
         return sum(p.numel() for p in self.parameters())
 
     def encode(self, src_ids: Tensor, src_lens: Tensor) -> tuple[Memory, State]:
-        """Reads B sentences: src_ids [B, S] int64, src_lens [B] -> their memory and the state before the first token."""
+        """Reads B sentences: src_ids [B, S] int64, src_lens [B] -> their memory, and the state before `<bos>`."""
         encoded = self.encoder(src_ids, src_lens)
         return self.decoder.memory(encoded), self.decoder.init_state(encoded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -35,7 +36,7 @@ def additive_score(attention: Attention, query: Tensor, value: Tensor) -> list[f
     return [float(energy[head * width : (head + 1) * width].sum()) for head in range(ours.num_heads)]
 
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[Callable[[], Attention], int, Callable[[Attention, Tensor, Tensor], list[float]]]] = {
     "dot": (lambda: DotAttention(M, M), M, dot_score),
     "general": (lambda: GeneralAttention(H, M), H, general_score),
     "additive": (lambda: AdditiveAttention(H, M, A), H, additive_score),

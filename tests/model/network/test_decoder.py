@@ -123,6 +123,40 @@ def test_the_first_state_has_the_decoder_width_whatever_the_encoder(config: Mode
 
 
 @torch.no_grad()
+def test_attention_asked_before_the_cell_reads_the_top_layers_last_state() -> None:
+    config = ModelConfig(
+        src_vocab_size=23, tgt_vocab_size=23, embedding_dim=5, readout_dim=5, encoder_dim=6, decoder_dim=7,
+        decoder_layers=3, attention="additive", attention_dim=8, attention_query="previous",
+    )  # fmt: skip
+    network, ids = make_network(config), torch.tensor([4, 5, 6])
+    memory, state = network.encode(random_ids(B, S), LENS)
+    state = tuple(torch.randn_like(part) for part in state)
+    _, _, weights = network.decoder.step(ids, state, (memory,))
+    h_of_top = 4  # the state is h, c of layers 0, 1, 2
+    for index in range(len(state)):
+        changed = tuple(part + 1 if i == index else part for i, part in enumerate(state))
+        _, _, other = network.decoder.step(ids, changed, (memory,))
+        assert weights is not None
+        assert other is not None
+        assert torch.equal(weights, other) is (index != h_of_top)
+
+
+@torch.no_grad()
+def test_input_feeding_hands_the_last_readout_to_the_next_step() -> None:
+    config = ModelConfig(
+        src_vocab_size=23, tgt_vocab_size=23, embedding_dim=5, readout_dim=5, encoder_dim=6, decoder_dim=7,
+        input_feeding=True,
+    )  # fmt: skip
+    network, ids = make_network(config), torch.tensor([4, 5, 6])
+    memory, state = network.encode(random_ids(B, S), LENS)
+    readout, state, _ = network.decoder.step(ids, state, (memory,))
+    assert torch.equal(state[-1], readout)
+    fed, _, _ = network.decoder.step(ids, state, (memory,))
+    starved, _, _ = network.decoder.step(ids, (*state[:-1], torch.zeros_like(readout)), (memory,))
+    assert not torch.equal(fed, starved)
+
+
+@torch.no_grad()
 def test_equal_widths_hand_the_last_state_over_as_it_is() -> None:
     config = ModelConfig(
         src_vocab_size=23, tgt_vocab_size=23, embedding_dim=5, readout_dim=5, encoder_dim=6, decoder_dim=6,

@@ -14,7 +14,7 @@ from model.network.encoder import Encoder
 B, S = 3, 7
 LENS = torch.tensor([4, 7, 1])
 MASK = torch.arange(S) < LENS[:, None]
-PLAIN = ModelConfig(embedding_dim=4, encoder_dim=5, encoder_layers=3, bidirectional_layers=0, cell="gru")
+PLAIN = ModelConfig(embedding_dim=4, encoder_dim=5, encoder_layers=3, bidirectional_layers=0, readout_dim=4)
 
 
 def make_encoder(config: ModelConfig, dropouts: Dropouts | None = None) -> Encoder:

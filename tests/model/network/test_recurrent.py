@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from model.network.recurrent import CELLS, Cell, RecurrentLayer, State, last_valid, reverse_by_length
 
 ORACLES: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-B, T, I, H = 3, 5, 4, 7
+B, T, E, H = 3, 5, 4, 7
 LENS = torch.tensor([5, 1, 3])
 
 cells = pytest.mark.parametrize("kind", sorted(CELLS))
@@ -20,7 +20,7 @@ norms = pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "laye
 
 
 def make_cell(kind: str, *, layer_norm: bool = False) -> Cell:
-    cell = CELLS[kind](I, H, layer_norm=layer_norm).double()
+    cell = CELLS[kind](E, H, layer_norm=layer_norm).double()
     with torch.no_grad():  # biases begin at 0 and gains at 1, where a mix-up would not show
         for parameter in cell.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -32,7 +32,7 @@ def random_state(cell: Cell, num_rows: int = B) -> State:
 
 
 def oracle_of(kind: str, *layer_cells: Cell) -> nn.RNNBase:
-    oracle = ORACLES[kind](I, H, batch_first=True, bidirectional=len(layer_cells) == 2).double()
+    oracle = ORACLES[kind](E, H, batch_first=True, bidirectional=len(layer_cells) == 2).double()
     with torch.no_grad():
         for cell, suffix in zip(layer_cells, ("_l0", "_l0_reverse"), strict=False):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
@@ -50,7 +50,7 @@ def torch_state(state: State) -> Tensor | tuple[Tensor, ...]:
 
 @cells
 def test_a_cell_equals_torch_with_the_same_weights(kind: str) -> None:
-    cell, x = make_cell(kind), torch.randn(B, T, I, dtype=torch.float64)
+    cell, x = make_cell(kind), torch.randn(B, T, E, dtype=torch.float64)
     state = random_state(cell)
     expected, last = oracle_of(kind, cell)(x, torch_state(state))
     states = cell.unroll(x, state)
@@ -62,7 +62,7 @@ def test_a_cell_equals_torch_with_the_same_weights(kind: str) -> None:
 def test_the_gradients_of_a_cell_equal_those_of_torch(kind: str) -> None:
     cell = make_cell(kind)
     oracle = oracle_of(kind, cell)
-    x = torch.randn(B, T, I, dtype=torch.float64)
+    x = torch.randn(B, T, E, dtype=torch.float64)
     state = random_state(cell)
     weights = torch.randn(B, T, H, dtype=torch.float64)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -105,7 +105,7 @@ def test_the_gradients_of_an_unrolled_cell_are_the_numerical_ones(kind: str, lay
 @norms
 @pytest.mark.parametrize("has_mask", [False, True], ids=["unmasked", "masked"])
 def test_single_steps_equal_the_unrolled_cell(kind: str, layer_norm: bool, has_mask: bool) -> None:
-    cell, x = make_cell(kind, layer_norm=layer_norm), torch.randn(B, T, I, dtype=torch.float64)
+    cell, x = make_cell(kind, layer_norm=layer_norm), torch.randn(B, T, E, dtype=torch.float64)
     first = state = random_state(cell)
     mask = torch.randint(0, 2, (B, H)).double() * 2 if has_mask else None
     unrolled = cell.unroll(x, first, mask)
@@ -117,7 +117,7 @@ def test_single_steps_equal_the_unrolled_cell(kind: str, layer_norm: bool, has_m
 
 @cells
 def test_unrolling_without_gradients_gives_the_same_states(kind: str) -> None:
-    cell, x = make_cell(kind), torch.randn(B, T, I, dtype=torch.float64)
+    cell, x = make_cell(kind), torch.randn(B, T, E, dtype=torch.float64)
     state = random_state(cell)
     with torch.no_grad():
         quiet = cell.unroll(x, state)
@@ -127,7 +127,7 @@ def test_unrolling_without_gradients_gives_the_same_states(kind: str) -> None:
 
 @cells
 def test_unrolling_changes_neither_input_nor_state(kind: str) -> None:
-    cell, x = make_cell(kind), torch.randn(B, T, I, dtype=torch.float64)
+    cell, x = make_cell(kind), torch.randn(B, T, E, dtype=torch.float64)
     state = random_state(cell)
     before = [x.clone(), *(s.clone() for s in state)]
     sum(part.sum() for part in cell.unroll(x, state)).backward()  # type: ignore[union-attr]
@@ -135,13 +135,13 @@ def test_unrolling_changes_neither_input_nor_state(kind: str) -> None:
 
 
 def test_an_lstm_remembers_at_first() -> None:
-    cell = CELLS["lstm"](I, H)
+    cell = CELLS["lstm"](E, H)
     assert torch.equal(cell.bias_ih[H : 2 * H], torch.ones(H))
 
 
 @cells
 def test_recurrent_weights_begin_orthogonal(kind: str) -> None:
-    cell = CELLS[kind](I, H)
+    cell = CELLS[kind](E, H)
     for gate in cell.weight_hh.chunk(cell.num_gates):
         torch.testing.assert_close(gate @ gate.t(), torch.eye(H))
 
@@ -156,7 +156,7 @@ def test_reversing_by_length_turns_the_valid_part_and_leaves_padding() -> None:
 
 
 def test_reversing_twice_changes_nothing() -> None:
-    x = torch.randn(B, T, I)
+    x = torch.randn(B, T, E)
     assert torch.equal(reverse_by_length(reverse_by_length(x, LENS), LENS), x)
 
 
@@ -173,9 +173,9 @@ def test_the_last_valid_state_is_that_at_the_length() -> None:
 @cells
 @pytest.mark.parametrize("num_directions", [1, 2])
 def test_a_layer_equals_torch_on_packed_sequences(kind: str, num_directions: int) -> None:
-    layer = RecurrentLayer(kind, I, H, num_directions=num_directions).double()
-    oracle = oracle_of(kind, *layer.cells)  # type: ignore[arg-type]
-    x = torch.randn(B, T, I, dtype=torch.float64)
+    layer = RecurrentLayer(kind, E, H, num_directions=num_directions).double()
+    oracle = oracle_of(kind, *layer.cells)
+    x = torch.randn(B, T, E, dtype=torch.float64)
     packed, last = oracle(pack_padded_sequence(x, LENS, batch_first=True, enforce_sorted=False))
     expected, _ = pad_packed_sequence(packed, batch_first=True)
     outputs, last_states = layer(x, LENS)
@@ -189,8 +189,8 @@ def test_a_layer_equals_torch_on_packed_sequences(kind: str, num_directions: int
 @norms
 @pytest.mark.parametrize("num_directions", [1, 2])
 def test_padding_changes_nothing_in_a_layer(kind: str, layer_norm: bool, num_directions: int) -> None:
-    layer = RecurrentLayer(kind, I, H, num_directions=num_directions, layer_norm=layer_norm).double()
-    x = torch.randn(B, T, I, dtype=torch.float64)
+    layer = RecurrentLayer(kind, E, H, num_directions=num_directions, layer_norm=layer_norm).double()
+    x = torch.randn(B, T, E, dtype=torch.float64)
     outputs, last_states = layer(x, LENS)
     for row, length in enumerate(LENS.tolist()):
         alone, alone_last = layer(x[row : row + 1, :length], LENS[row : row + 1])

@@ -1,0 +1,80 @@
+"""The composition root: every part of the HTTP service is made and joined here, and nowhere else.
+
+Start: the parts are made, the engines' threads start, and each loads and warms up its model while the server already
+answers `/health/live`. Shutdown: see `lifespan`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
+
+from model.errors import RecurraError
+from service.dependencies import Services
+from service.errors import answer_problem
+from service.inference.registry import Loader, Registry, load_translator
+from service.inference.scoring import Scorer
+from service.metrics import Metrics
+from service.middleware import BodyLimit, RequestContext
+from service.routers import health, models, score, translate
+from service.settings import Settings
+
+_DESCRIPTION = """
+Self-hosted translation on recurrent networks. Texts of simultaneous requests are decoded together, and each search has
+its own width. Errors are `application/problem+json` with a stable `code`; every answer carries `X-Request-ID`.
+"""
+
+
+def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI:
+    """One app with its own engines and metrics; several can live in one process.
+
+    Args:
+        settings: see `service.settings`.
+        load: makes a translator from a checkpoint folder; a test gives its own.
+    """
+    metrics = Metrics()
+    services = Services(
+        settings=settings,
+        metrics=metrics,
+        registry=Registry(settings, metrics, load),
+        scorer=Scorer(settings.max_score_seconds),
+    )
+    app = FastAPI(
+        title="Recurra",
+        description=_DESCRIPTION,
+        lifespan=_lifespan(services),
+        redoc_url=None,
+    )
+    app.state.services = services
+    for router in (translate.router, score.router, models.router, health.router):
+        app.include_router(router)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
+    for expected in (RecurraError, HTTPException, RequestValidationError):
+        app.add_exception_handler(expected, answer_problem)
+    # The last one added is the outermost: a body past its limit is logged and counted like every other request.
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app
+
+
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """The server calls the end of it when its connections are closed or its time limit is up, so that at a clean
+        shutdown the engines have nothing left to do; what a hard one leaves behind fails with 503 `draining`.
+        """
+        services.registry.start()
+        yield
+        await asyncio.to_thread(services.registry.close)
+
+    return lifespan
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")

@@ -1,0 +1,345 @@
+"""The thread that owns every torch call of one served model. Knows token ids only: no text, no HTTP.
+
+A request's segments come in through a bounded queue, its answer goes out as a future. One turn of the thread is
+
+    collect    requests that arrived, and those whose caller went away: their rows are free before the next step
+    admit      waiting segments that the scheduler finds room for, encoded in batches of like length
+    step       one network step for every live row of every request
+
+so a request never waits for another to end, only for the step that is running.
+
+Shutdown, in this order: `begin_drain` (new requests are refused; what was accepted goes on), `close` waits until the
+thread has finished all of it or the time is up, then fails what is left and ends the thread. The thread is a daemon: a
+step that hangs in a driver cannot keep the process alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Literal
+
+from model.errors import RecurraError
+from service.errors import Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
+from service.inference.scheduler import EngineRequest, Outcome, Scheduler, Ticket
+from service.logs import EventLog
+from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from model.decoding.search import SearchOptions, SegmentResult
+    from model.decoding.stepper import StepDecoder
+    from model.translator import Translator
+
+EngineState = Literal["loading", "ready", "failed", "draining", "stopped"]
+
+_MAX_RETRY_AFTER_SECONDS = 30.0
+_MEMORY_SECONDS = 1.0  # between two looks at the device's memory
+_ABORT_SECONDS = 5.0  # for the step that is running when the time to drain is up
+
+log = EventLog("engine")
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        name: of the model, for logs.
+        load: makes the model, warmed up; called once, in the engine's thread.
+        max_rows: live rows of all requests together.
+        max_queued_segments: segments that may wait for a place.
+        metrics: where steps and waits are counted.
+        clock: seconds, monotonic; a test gives its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Translator],
+        *,
+        max_rows: int,
+        max_queued_segments: int,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.name = name
+        self.translator: Translator | None = None
+        self.cause = ""
+        self._load = load
+        self._max_queued_segments = max_queued_segments
+        self._metrics = metrics
+        self._clock = clock
+        self._scheduler = Scheduler(max_rows=max_rows)
+        self._decoder: StepDecoder | None = None
+        self._live: dict[int, Ticket] = {}  # by the decoder's handle
+        self._num_live_rows = 0
+        self._memory_due = 0.0
+        # Shared with callers, under the condition's lock.
+        self._changed = threading.Condition()
+        self._state: EngineState = "loading"
+        self._arrived: deque[EngineRequest] = deque()
+        self._cancelled: deque[EngineRequest] = deque()
+        self._num_waiting = 0
+        self._is_aborted = False
+        self._segments_per_second = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def num_waiting(self) -> int:
+        """Segments that wait for a place."""
+        return self._num_waiting
+
+    @property
+    def num_live_rows(self) -> int:
+        return self._num_live_rows
+
+    def start(self) -> None:
+        """Starts the thread, which loads the model first; `state` tells how that went."""
+        self._thread.start()
+
+    def submit(self, segments: Sequence[tuple[list[int], SearchOptions]]) -> Future[Outcome]:
+        """Queues a request. Cancelling its future frees its rows before the next step.
+
+        Raises:
+            LimitExceeded: more segments than the queue could ever hold.
+            Unavailable: still loading, failed, draining, or the queue is full. Nothing was started.
+        """
+        request = EngineRequest(segments, self._clock())
+        with self._changed:
+            self.check_open(len(segments))
+            self._arrived.append(request)
+            self._num_waiting += len(segments)
+            self._changed.notify()
+        request.future.add_done_callback(lambda future: self._forget(request) if future.cancelled() else None)
+        return request.future
+
+    def begin_drain(self) -> None:
+        """Refuses new requests from now on; those accepted go on."""
+        with self._changed:
+            if self._state in ("loading", "ready"):
+                self._state = "draining"
+            self._changed.notify()
+
+    def close(self, timeout_seconds: float) -> None:
+        """Ends the thread: after its work, or at the time limit, when requests left over fail with `Draining`."""
+        self.begin_drain()
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout_seconds)
+        with self._changed:
+            self._is_aborted = True
+            self._changed.notify()
+        self._thread.join(_ABORT_SECONDS)
+
+    def check_open(self, num_segments: int = 0) -> None:
+        """Raises what `submit` would raise for a request of so many segments."""
+        if self._state == "loading":
+            raise ModelLoading(f"the model {self.name} is being loaded; GET /health/ready tells when it is ready")
+        if self._state == "failed":
+            raise ModelFailed(f"the model {self.name} could not be loaded: {self.cause}", retry_after_seconds=30)
+        if self._state != "ready":
+            raise Draining("the server is shutting down")
+        if num_segments > self._max_queued_segments:
+            raise LimitExceeded(
+                "text", num_segments, self._max_queued_segments, "sentences", "RECURRA_MAX_QUEUED_SEGMENTS"
+            )
+        if self._num_waiting + num_segments > self._max_queued_segments:
+            raise QueueFull(
+                f"{self._num_waiting:,} sentences are waiting; allowed is at most {self._max_queued_segments:,}"
+                " (RECURRA_MAX_QUEUED_SEGMENTS)",
+                retry_after_seconds=min(
+                    self._num_waiting / max(self._segments_per_second, 1.0), _MAX_RETRY_AFTER_SECONDS
+                ),
+            )
+
+    def _forget(self, request: EngineRequest) -> None:
+        with self._changed:
+            self._cancelled.append(request)
+            self._changed.notify()
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if not self._make_ready():
+            return
+        try:
+            while self._collect():
+                self._admit()
+                if self._live:
+                    self._step()
+        except Exception as exc:  # our own mistake, or a device that is lost: nobody may be left waiting for an answer
+            log.exception("engine_failed", exc, model=self.name)
+            self._give_up(f"the engine stopped: {type(exc).__name__}")
+            return
+        with self._changed:
+            self._state = "stopped"
+        log.info("engine_stopped", model=self.name)
+
+    def _make_ready(self) -> bool:
+        started = self._clock()
+        try:
+            self.translator = self._load()
+            self._decoder = self.translator.decoder(max_rows=self._scheduler.max_rows)
+        except Exception as exc:  # whatever a damaged checkpoint or a driver may raise: other models go on serving
+            if isinstance(exc, RecurraError):
+                log.warning("model_failed", model=self.name, cause=str(exc))
+            else:
+                log.exception("model_failed", exc, model=self.name)
+            self._give_up(str(exc) if isinstance(exc, RecurraError) else f"{type(exc).__name__}: {exc}")
+            return False
+        with self._changed:
+            if self._state == "loading":
+                self._state = "ready"
+        seconds = self._clock() - started
+        facts = {"device": self.translator.device, "precision": self.translator.precision}
+        log.info("model_ready", model=self.name, version=self.translator.version, seconds=seconds, **facts)
+        self._measure_memory(self._clock())
+        return True
+
+    def _give_up(self, cause: str) -> None:
+        with self._changed:
+            self.cause, self._state = cause, "failed"
+            requests = {*self._arrived, *self._scheduler.requests, *(ticket.request for ticket in self._live.values())}
+            self._arrived.clear()
+            self._live.clear()
+            self._num_waiting = self._num_live_rows = 0
+        for request in requests:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(EngineFailure(cause))
+
+    def _collect(self) -> bool:
+        """Waits for something to do; takes in arrivals and drops the cancelled. False when the thread shall end."""
+        with self._changed:
+            while not (self._arrived or self._cancelled or self._live or self._is_aborted or self._scheduler.requests):
+                if self._state == "draining":
+                    return False
+                self._changed.wait()
+            arrived, cancelled = list(self._arrived), list(self._cancelled)
+            self._arrived.clear()
+            self._cancelled.clear()
+        for request in arrived:
+            self._scheduler.add(request)
+        for request in cancelled:
+            self._drop(request)
+        if self._is_aborted:
+            self._fail(self._all_requests(), Draining("the server shut down before the translation was done"))
+            return False
+        return True
+
+    def _admit(self) -> None:
+        groups = self._scheduler.admit(self._num_live_rows)
+        for position, tickets in enumerate(groups):
+            self._count_waiting(-len(tickets))
+            started = self._clock()
+            try:
+                handles = self._stepper.add([(ticket.src_ids, ticket.options) for ticket in tickets])
+            except Exception as exc:  # out of memory, most likely: those admitted now fail, those alive go on
+                log.exception("encode_failed", exc, model=self.name, num_segments=len(tickets))
+                later = [ticket for group in groups[position + 1 :] for ticket in group]
+                self._count_waiting(-len(later))
+                self._fail_admission([*tickets, *later])
+                return
+            self._live.update(zip(handles, tickets, strict=True))
+            self._num_live_rows = self._stepper.num_rows
+            self._note_admission(tickets, started)
+
+    def _note_admission(self, tickets: list[Ticket], started: float) -> None:
+        seconds = self._clock() - started
+        for request in {ticket.request for ticket in tickets}:
+            if request.admitted_at is None:
+                request.admitted_at = started
+            request.encode_seconds += seconds
+
+    def _step(self) -> None:
+        metrics, started = self._metrics, self._clock()
+        metrics.step_rows.observe(self._num_live_rows)
+        try:
+            finished = self._stepper.step()
+        except Exception as exc:
+            log.exception("step_failed", exc, model=self.name, num_segments=len(self._live))
+            self._start_over()
+            return
+        now = self._clock()
+        metrics.step_seconds.observe(now - started)
+        for request in {ticket.request for ticket in self._live.values() if not ticket.request.has_stepped}:
+            request.has_stepped = True
+            metrics.time_to_first_token_seconds.observe(now - request.submitted_at)
+        for handle, result in finished:
+            self._finish_segment(handle, result, now)
+        self._num_live_rows = self._stepper.num_rows
+        if now >= self._memory_due:
+            self._measure_memory(now)
+
+    def _finish_segment(self, handle: int, result: SegmentResult, now: float) -> None:
+        ticket = self._live.pop(handle)
+        request = ticket.request
+        request.results[ticket.index] = result
+        request.num_rows -= ticket.options.k
+        if request.is_complete:
+            outcome = request.outcome(now)
+            self._note_rate(len(request.segments), now - request.submitted_at)
+            self._metrics.queue_seconds.observe(outcome.timings.queue_seconds)
+            self._metrics.encode_seconds.observe(outcome.timings.encode_seconds)
+            self._metrics.decode_seconds.observe(outcome.timings.decode_seconds)
+            if request.future.set_running_or_notify_cancel():  # a cancel that came before this line wins
+                request.future.set_result(outcome)
+
+    def _drop(self, request: EngineRequest) -> None:
+        """Takes a request out of the queue and the table."""
+        self._count_waiting(-self._scheduler.remove(request))
+        for handle in [handle for handle, ticket in self._live.items() if ticket.request is request]:
+            self._stepper.cancel(handle)
+            del self._live[handle]
+        request.num_rows = 0
+        self._num_live_rows = self._stepper.num_rows
+
+    def _fail(self, requests: Iterable[EngineRequest], error: RecurraError) -> None:
+        for request in requests:
+            self._drop(request)
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
+
+    def _fail_admission(self, tickets: list[Ticket]) -> None:
+        self._fail({ticket.request for ticket in tickets}, EngineFailure("a sentence could not be encoded"))
+        if self._stepper.num_segments != len(self._live):  # the failure left rows behind that belong to nobody
+            self._start_over()
+
+    def _start_over(self) -> None:
+        """After a failed step nothing in the table can be trusted: live requests fail, a new table takes its place."""
+        requests = {ticket.request for ticket in self._live.values()}
+        self._live.clear()
+        assert self.translator is not None
+        self._decoder = self.translator.decoder(max_rows=self._scheduler.max_rows)
+        self._fail(requests, EngineFailure("a decode step failed"))
+
+    @property
+    def _stepper(self) -> StepDecoder:
+        assert self._decoder is not None, "the thread steps only once the model is loaded"
+        return self._decoder
+
+    def _all_requests(self) -> set[EngineRequest]:
+        return {ticket.request for ticket in self._live.values()} | set(self._scheduler.requests)
+
+    def _count_waiting(self, change: int) -> None:
+        with self._changed:
+            self._num_waiting += change
+
+    def _note_rate(self, num_segments: int, seconds: float) -> None:
+        """A running mean for Retry-After; a guess is enough there."""
+        rate = num_segments / max(seconds, 1e-3)
+        self._segments_per_second = 0.8 * self._segments_per_second + 0.2 * rate
+
+    def _measure_memory(self, now: float) -> None:
+        self._memory_due = now + _MEMORY_SECONDS
+        if self.translator is not None and self.translator.device.startswith("cuda"):
+            import torch
+
+            self._metrics.device_memory_bytes.labels("cuda").set(torch.cuda.memory_allocated())

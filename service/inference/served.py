@@ -1,0 +1,173 @@
+"""One model that is served: text on this side, token ids on the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from model.errors import CheckpointError
+from service.inference.engine import Engine
+from service.inference.scheduler import Outcome, Timings
+from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from model.decoding.search import SearchOptions, SegmentResult
+    from model.translator import Prepared, Translation, Translator
+
+# Below this many characters the event loop prepares and finishes a request itself: about a millisecond of work, for
+# which the way to another thread and back is no gain.
+_INLINE_CHARS = 2000
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslateCall:
+    """What one caller asks of a model."""
+
+    texts: tuple[str, ...]
+    options: SearchOptions
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslateResult:
+    """What it gets."""
+
+    model: str
+    version: str
+    translations: list[Translation]
+    timings: Timings
+
+    @property
+    def num_source_tokens(self) -> int:
+        return sum(translation.num_source_tokens for translation in self.translations)
+
+    @property
+    def num_target_tokens(self) -> int:
+        return sum(translation.num_target_tokens for translation in self.translations)
+
+
+class ServedModel:
+    """A checkpoint folder, its engine and the way through it.
+
+    Args:
+        name: the folder's name.
+        path: the folder.
+        load: makes its translator; called in the engine's thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        load: Callable[[], Translator],
+        *,
+        max_rows: int,
+        max_queued_segments: int,
+        metrics: Metrics,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self._metrics = metrics
+        self.engine = Engine(
+            name,
+            self._announced(load),
+            max_rows=max_rows,
+            max_queued_segments=max_queued_segments,
+            metrics=metrics,
+        )
+
+    @property
+    def translator(self) -> Translator | None:
+        """None until it is loaded."""
+        return self.engine.translator
+
+    @property
+    def is_loading(self) -> bool:
+        return self.engine.state == "loading"
+
+    async def translate(self, call: TranslateCall) -> TranslateResult:
+        """Splits, translates with whatever else is live, and puts together again. Cancelling it frees its rows.
+
+        Raises:
+            Unavailable: see `Engine.submit`.
+            EngineFailure: a decode step failed.
+        """
+        self.engine.check_open()  # before any work is done for it
+        translator = self.translator
+        assert translator is not None, "an open engine has its translator"
+        num_chars = sum(map(len, call.texts))
+        prepared, segments = await _run(num_chars, lambda: _prepare(translator, call))
+        outcome = Outcome(results=[], timings=Timings())
+        if segments:
+            outcome = await asyncio.wrap_future(self.engine.submit(segments))
+        translations = await _run(num_chars, lambda: _finish(translator, prepared, outcome.results))
+        result = TranslateResult(
+            model=self.name, version=translator.version, translations=translations, timings=outcome.timings
+        )
+        self._count(result, sum(p.num_unknown for p in prepared))
+        return result
+
+    def _announced(self, load: Callable[[], Translator]) -> Callable[[], Translator]:
+        def load_and_announce() -> Translator:
+            try:
+                translator = load()
+            except CheckpointError as exc:  # its message is shown to callers, who need not know where our folders are
+                is_inside = exc.path.is_relative_to(self.path.parent)
+                path = exc.path.relative_to(self.path.parent) if is_inside else Path(exc.path.name)
+                raise CheckpointError(path, exc.cause) from exc
+            self._metrics.model_info.labels(self.name, translator.version).set(1)
+            return translator
+
+        return load_and_announce
+
+    def _count(self, result: TranslateResult, num_unknown: int) -> None:
+        self._metrics.source_tokens.labels(self.name).inc(result.num_source_tokens)
+        self._metrics.target_tokens.labels(self.name).inc(result.num_target_tokens)
+        self._metrics.unknown_tokens.labels(self.name).inc(num_unknown)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the model without asking its network: never a path of this machine."""
+        facts: dict[str, Any] = {"name": self.name, "state": self.engine.state}
+        if self.engine.cause:
+            facts["cause"] = self.engine.cause
+        translator = self.translator
+        if translator is not None:
+            facts |= {
+                "version": translator.version,
+                "source": translator.src_lang,
+                "target": translator.tgt_lang,
+                "device": translator.device,
+                "precision": translator.precision,
+                "num_parameters": translator.num_parameters,
+                "metadata": translator.metadata,
+            }
+        return facts
+
+
+async def _run(num_chars: int, work: Callable[[], _Result]) -> _Result:
+    return work() if num_chars <= _INLINE_CHARS else await asyncio.to_thread(work)
+
+
+def _prepare(
+    translator: Translator, call: TranslateCall
+) -> tuple[list[Prepared], list[tuple[list[int], SearchOptions]]]:
+    prepared = [translator.prepare(text, prefix=call.prefix) for text in call.texts]
+    segments = [
+        pair for p in prepared for pair in zip(p.segments, translator.options_for(p, call.options), strict=True)
+    ]
+    return prepared, segments
+
+
+def _finish(translator: Translator, prepared: list[Prepared], results: Sequence[SegmentResult]) -> list[Translation]:
+    translations: list[Translation] = []
+    start = 0
+    for p in prepared:
+        end = start + len(p.segments)
+        translations.append(translator.finish(p, results[start:end]))
+        start = end
+    return translations
