@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Two stages: the first installs into a virtual environment, the second carries it without compilers or caches.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src

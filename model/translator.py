@@ -176,6 +176,9 @@ class Translator:
             layout[-1] += start
             for index, sentence in enumerate(_sentences(self.src_lang, body)):
                 ids = self.src_tokenizer.encode(sentence)
+                if self._knows_nothing_of(ids):
+                    layout[-1] += (" " if index else "") + sentence
+                    continue
                 for at in range(0, len(ids), MAX_SEGMENT_TOKENS):
                     if index or at:
                         layout[-1] += " "
@@ -186,6 +189,11 @@ class Translator:
         prefix_ids = tuple(self.tgt_tokenizer.encode(prefix)) if prefix else ()
         num_unknown = sum(ids.count(UNK_ID) for ids in segments)
         return Prepared(segments=segments, layout=layout, num_unknown=num_unknown, prefix_ids=prefix_ids)
+
+    def _knows_nothing_of(self, ids: Sequence[int]) -> bool:
+        """Whether no token says anything (an emoji, another script): such a sentence is copied, not guessed at."""
+        unknown = [token_id for token_id in ids if token_id == UNK_ID]
+        return bool(unknown) and not self.src_tokenizer.decode([i for i in ids if i != UNK_ID]).strip()
 
     def options_for(self, prepared: Prepared, options: SearchOptions) -> list[SearchOptions]:
         """The options of each segment: the prefix belongs to the first."""

@@ -4,6 +4,7 @@
     ├── InvalidValue             422 a parameter has a value that is not allowed
     ├── LimitExceeded            413 more than a setting allows, which is named
     ├── UnknownModel             404
+    ├── CannotListen             the address or port is taken, or none of ours: the command line ends
     ├── Unavailable              503 + Retry-After; nothing was started
     │   ├── NoModel              no checkpoint at all, or none that could be loaded
     │   ├── ModelLoading         not warmed up yet
@@ -63,6 +64,10 @@ class UnknownModel(RecurraError):
         self.field, self.value = "model", name
         self.allowed = "one of " + ", ".join(known) if known else "nothing: no model is loaded"
         super().__init__(f"there is no model {shown(name)}; there is {', '.join(known) or 'none'}")
+
+
+class CannotListen(RecurraError):
+    pass
 
 
 class Unavailable(RecurraError):

@@ -61,7 +61,9 @@ def tiny_checkpoint(
 ) -> Path:
     """The folder of a checkpoint en-fr that was trained for three epochs."""
     folder = tmp_path_factory.mktemp("models")
-    trainer = Trainer(folder / "run", preset=tiny_preset, pairs=pairs, dev=dev, src_lang="en", tgt_lang="fr")
+    trainer = Trainer(
+        tmp_path_factory.mktemp("run") / "en-fr", preset=tiny_preset, pairs=pairs, dev=dev, src_lang="en", tgt_lang="fr"
+    )
     trainer.train()
     weights = dict(trainer.network.state_dict())
     return save_checkpoint(trainer.checkpoint(weights, {"preset": "small"}), folder / "en-fr")

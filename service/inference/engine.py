@@ -83,6 +83,7 @@ class Engine:
         self._cancelled: deque[EngineRequest] = deque()
         self._num_waiting = 0
         self._is_aborted = False
+        self._has_loaded = threading.Event()
         self._segments_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
@@ -104,6 +105,10 @@ class Engine:
     def start(self) -> None:
         """Starts the thread, which loads the model first; `state` tells how that went."""
         self._thread.start()
+
+    def wait_until_loaded(self, timeout_seconds: float | None = None) -> bool:
+        """Whether loading has ended, well or not, within the time."""
+        return self._has_loaded.wait(timeout_seconds)
 
     def submit(self, segments: Sequence[tuple[list[int], SearchOptions]]) -> Future[Outcome]:
         """Queues a request. Cancelling its future frees its rows before the next step.
@@ -168,7 +173,9 @@ class Engine:
     # -- the engine's thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if not self._make_ready():
+        is_ready = self._make_ready()
+        self._has_loaded.set()
+        if not is_ready:
             return
         try:
             while self._collect():

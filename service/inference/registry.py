@@ -113,7 +113,7 @@ class Registry:
         """Ends every engine; they drain beside each other, so that one time limit holds for all."""
         self.begin_drain()
         closing = [
-            threading.Thread(target=model.engine.close, args=(self._settings.drain_seconds,))
+            threading.Thread(target=model.engine.close, args=(self._settings.drain_seconds,), daemon=True)
             for model in self._models.values()
         ]
         for thread in closing:
@@ -138,7 +138,7 @@ class Registry:
     def readiness(self) -> Readiness:
         """Ready is: no model is still loading, at least one is served, and no shutdown has begun."""
         states = {model.name: model.engine.state for model in self.models}
-        models = {name: str(state) for name, state in states.items()}
+        models = {m.name: f"failed: {m.engine.cause}" if m.engine.cause else str(m.engine.state) for m in self.models}
         if self._is_draining:
             reason = "the server is shutting down"
         elif not states:

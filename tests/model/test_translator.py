@@ -54,6 +54,11 @@ def test_strange_text_is_translated_to_some_text(translator: Translator, text: s
     translation.text.encode()
 
 
+@pytest.mark.parametrize("text", ["🙂", "日本語", "🙂 🙂\n日本"])
+def test_a_text_without_one_known_token_is_copied(translator: Translator, text: str) -> None:
+    assert translator.translate(text, k=2).text == text
+
+
 def test_n_best_gives_alternatives_best_first(translator: Translator) -> None:
     translation = translator.translate("Hello.", k=4, n_best=3)
     scores = [translation.score, *(a.score for a in translation.alternatives)]

@@ -1,0 +1,46 @@
+"""Options that several commands share, and how a model's name becomes its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.errors import InvalidValue
+from service.inference.registry import checkpoint_folders
+from service.settings import load_settings
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, or the folder of a checkpoint.")]
+CheckpointsOption = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder of the models; else RECURRA_CHECKPOINTS.")
+]
+SearchOption = Annotated[str | None, typer.Option("--search", help="greedy or beam.")]
+KOption = Annotated[int | None, typer.Option("--k", "-k", help="Beam width; 1 is greedy. Default 5.")]
+LengthPenaltyOption = Annotated[float, typer.Option(help="Exponent of the length in the score.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def model_folders(checkpoints: Path | None) -> list[Path]:
+    """The models' folders, by name."""
+    return checkpoint_folders(checkpoints or load_settings().checkpoints_path)
+
+
+def model_folder(model: str, checkpoints: Path | None) -> Path:
+    """The folder of a model: by its name, as a path, or the only or default one.
+
+    Raises:
+        InvalidValue: there is none, or several and no name.
+    """
+    folders = {folder.resolve().name: folder for folder in model_folders(checkpoints)}
+    name = model or load_settings().default_model or ""
+    if name in folders:
+        return folders[name]
+    if name and Path(name).is_dir():
+        return Path(name)
+    if not name and len(folders) == 1:
+        return next(iter(folders.values()))
+    where = checkpoints or load_settings().checkpoints_path
+    raise InvalidValue("--model", name, f"one of the models in {where} ({', '.join(folders) or 'none'}), or a folder")

@@ -1,0 +1,82 @@
+"""`recurra score`: translations against references, or a model against a test set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.errors import DataError, InvalidValue
+from service.commands import options
+from service.commands.lines import read_lines
+
+
+def score(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="HYP REF…, a sentence a line; with --sources only REF…, or nothing for a test set."),
+    ] = None,
+    sources: Annotated[
+        Path | None,
+        typer.Option(help="Translate this first: lines, or a test set (JSON lines or TSV) that holds its references."),
+    ] = None,
+    model: options.ModelOption = "",
+    checkpoints: options.CheckpointsOption = None,
+    search: options.SearchOption = None,
+    k: options.KOption = None,
+    length_penalty: options.LengthPenaltyOption = 1.0,
+    metrics: Annotated[str, typer.Option(help="bleu, chrf, ter, bleu-d2l, separated by commas.")] = "bleu,chrf",
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Score translations, or a model on a test set; prints each metric with the signature to repeat it."""
+    from model.bleu import METRICS
+    from model.bleu import score as score_texts
+
+    names = tuple(name.strip() for name in metrics.split(","))
+    for name in names:
+        if name not in METRICS:
+            raise InvalidValue("--metrics", name, "any of " + ", ".join(METRICS))
+    paths = files or []
+    if sources is None:
+        if model:
+            raise InvalidValue("--model", model, "given together with --sources, which it translates")
+        if len(paths) < 2:
+            raise InvalidValue("files", [str(path) for path in paths], "HYP and at least one REF, or --sources")
+        hypotheses = read_lines(paths[0])
+        references = _aligned(paths[1:], len(hypotheses), paths[0])
+    else:
+        from model.translator import Translator
+
+        translator = Translator.load(options.model_folder(model, checkpoints), device=device, precision=precision)
+        texts, references = _test_set(sources, paths, translator.src_lang, translator.tgt_lang)
+        found = translator.translate(texts, search=search, k=k, length_penalty=length_penalty)
+        hypotheses = [translation.text for translation in found]
+    scores = score_texts(hypotheses, references, metrics=names, sentence_scores=False)
+    if as_json:
+        typer.echo(json.dumps({name: result.to_json() for name, result in scores.items()}))
+        return
+    for name, result in scores.items():
+        typer.echo(f"{name:9s} {result.score:7.2f}   {result.signature}")
+
+
+def _aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
+    """For each sentence its line of every file."""
+    columns = [read_lines(path) for path in paths]
+    for path, lines in zip(paths, columns, strict=True):
+        if len(lines) != num_lines:
+            raise DataError(f"has {len(lines):,} lines, {first} has {num_lines:,}: they are not aligned", path)
+    return [list(refs) for refs in zip(*columns, strict=True)]
+
+
+def _test_set(sources: Path, paths: list[Path], src_lang: str, tgt_lang: str) -> tuple[list[str], list[list[str]]]:
+    if paths:
+        texts = read_lines(sources)
+        return texts, _aligned(paths, len(texts), sources)
+    from model.data.corpus import read_examples
+
+    examples = read_examples(sources, src_lang=src_lang, tgt_lang=tgt_lang)
+    return [example.src for example in examples], [list(example.refs) for example in examples]

@@ -1,0 +1,100 @@
+"""`recurra serve`: the HTTP service in this process, until it is told to stop.
+
+At SIGTERM or Ctrl-C, in this order: the listening socket closes and new requests on open connections are refused with
+503; accepted ones get RECURRA_DRAIN_SECONDS to finish; what is left fails with 503 `draining`; connections close; the
+engines' threads end. A second Ctrl-C ends it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import uvicorn
+
+from service.errors import CannotListen
+from service.logs import EventLog, configure_logging
+from service.settings import load_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from service.dependencies import Services
+    from service.settings import Settings
+
+_ANSWER_SECONDS = 3.0  # for the 503s to those that did not finish in time
+
+log = EventLog("serve")
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; else RECURRA_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; else RECURRA_PORT. 0 takes a free one.")] = None,
+) -> None:
+    """Start the HTTP service. All other settings come from RECURRA_* variables."""
+    settings = load_settings(host=host, port=port)
+    configure_logging(settings.log_level, settings.log_format)
+    for name in unknown_variables():
+        log.warning("unknown_setting", name=name)
+    listener = _listen(settings)
+    url = _url(listener)
+    typer.echo(f"Recurra listens on {url} and loads its models")
+
+    from service.app import create_app  # after the port is known to be free: this imports torch
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=settings.drain_seconds + _ANSWER_SECONDS,  # type: ignore[arg-type]  # takes fractions
+    )
+    services: Services = app.state.services
+    threading.Thread(target=_announce, args=(services, url), name="announce", daemon=True).start()
+    _Server(config, services).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Drains the engines while it waits for its connections, not after."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A thread: it waits for the engines, and a second Ctrl-C must not have to wait for it.
+        threading.Thread(target=self._services.registry.close, name="drain", daemon=True).start()
+        await super().shutdown(sockets)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, made before the models are loaded: a port in use is told at once."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as exc:
+        hint = ": another program listens there; choose another port" if exc.errno == errno.EADDRINUSE else ""
+        raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}{hint}") from exc
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
+def _announce(services: Services, url: str) -> None:
+    """One line once the models are loaded, with something to try."""
+    for model in services.registry.models:
+        model.engine.wait_until_loaded()
+    readiness = services.registry.readiness()
+    if not readiness.is_ready:
+        typer.echo(f"Recurra is not ready: {readiness.reason}", err=True)
+        return
+    names = ", ".join(name for name, state in readiness.models.items() if state == "ready")
+    command = f"""curl -s {url}/translate -H 'content-type: application/json' -d '{{"text": "Hello."}}'"""
+    typer.echo(f"Recurra is ready on {url} ({names}). Try: {command}")

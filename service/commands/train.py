@@ -1,0 +1,133 @@
+"""`recurra train`: from parallel text to a checkpoint, with progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.errors import InvalidValue
+from service.commands import options
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Training pairs: source TAB target, or the source side.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished checkpoint.")],
+    dev: Annotated[Path, typer.Option("--dev", help="Dev set: JSON lines with references, or TSV.")],
+    src_lang: Annotated[str, typer.Option("--src", help="Source language code.")],
+    tgt_lang: Annotated[str, typer.Option("--tgt", help="Target language code.")],
+    tgt_data: Annotated[
+        Path | None, typer.Option("--tgt-data", help="Target side, where it is a file of its own.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Test set, scored at the end.")] = None,
+    preset_name: Annotated[
+        str, typer.Option("--preset", help="Architecture; see recurra train --list-presets.")
+    ] = "base",
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of any model or training option.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run's state; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", help="Licence and attribution of the data, kept in metrics.json.")
+    ] = "",
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Train a model: clean the pairs, learn a tokenizer, train, average the best checkpoints, score."""
+    from model.bleu import score as score_texts
+    from model.config import preset
+    from model.data.corpus import CleaningRules, clean, read_examples, read_pairs
+    from model.training import Trainer
+
+    chosen = preset(preset_name).with_options(dict(_assignment(text) for text in option or []))
+    pairs, report = clean(read_pairs(data, tgt_path=tgt_data), CleaningRules())
+    print(report)
+    trainer = Trainer(
+        run or Path("runs") / out.name,
+        preset=chosen,
+        pairs=pairs,
+        dev=read_examples(dev, src_lang=src_lang, tgt_lang=tgt_lang),
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
+        resume=resume,
+        device=device,
+    )
+    print(f"{trainer.network.num_parameters:,} parameters, {trainer.steps_per_epoch:,} steps an epoch")
+    with _TrainingDisplay() as display:
+        trainer.train(on_progress=display.show)
+    metrics: dict[str, Any] = {"preset": preset_name, "command": _command_line(), "data": data.name}
+    if licence:
+        metrics["licence"] = licence
+    translator = trainer.finish(out, metrics)
+    if test:
+        examples = read_examples(test, src_lang=src_lang, tgt_lang=tgt_lang)
+        refs = [list(e.refs) for e in examples]
+        scores = {}
+        for k in (1, 5):
+            texts = [t.text for t in translator.translate([e.src for e in examples], k=k)]
+            result = score_texts(texts, refs, metrics=("bleu", "chrf"))
+            scores[f"beam {k}" if k > 1 else "greedy"] = {name: round(r.score, 2) for name, r in result.items()}
+            print(f"{test.name}, k = {k}: " + ", ".join(f"{name} {r.score:.2f}" for name, r in result.items()))
+        trainer.finish(out, {**metrics, "test": {"set": test.name, "sentences": len(examples), **scores}})
+    print(f"written to {out}")
+
+
+def _command_line() -> str:
+    return " ".join(["recurra", *sys.argv[1:]])
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise InvalidValue("--set", text, "NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class _TrainingDisplay:
+    """Progress of a run: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn(
+                "{task.completed}/{task.total} steps, loss {task.fields[loss]:.3f}, {task.fields[speed]:,.0f} tokens/s"
+            ),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=None, epoch=1, loss=0.0, speed=0.0)
+
+    def __enter__(self) -> _TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Any) -> None:
+        """Takes a `model.training.Progress`."""
+        if progress.is_evaluation:
+            self._console.print(
+                f"epoch {progress.epoch}: dev loss {progress.dev_loss:.3f}, dev BLEU {progress.dev_bleu:.2f}, "
+                f"{progress.seconds / 60:.1f} minutes", highlight=False,
+            )  # fmt: skip
+            return
+        self._bar.update(self._task, completed=progress.step, total=progress.total_steps, epoch=progress.epoch,
+                         loss=progress.loss, speed=progress.tokens_per_second)  # fmt: skip
+        if not self._console.is_terminal:
+            self._console.print(
+                f"epoch {progress.epoch} step {progress.step}/{progress.total_steps} loss {progress.loss:.3f} "
+                f"{progress.tokens_per_second:,.0f} tokens/s, {progress.seconds_left / 60:.0f} minutes left",
+                highlight=False,
+            )
