@@ -186,7 +186,7 @@ class Translator:
                     layout.append("")
             if body:
                 layout[-1] += line[len(line.rstrip()) :]
-        prefix_ids = tuple(self.tgt_tokenizer.encode(prefix)) if prefix else ()
+        prefix_ids = tuple(self.tgt_tokenizer.encode(_well_formed(prefix))) if prefix else ()
         num_unknown = sum(ids.count(UNK_ID) for ids in segments)
         return Prepared(segments=segments, layout=layout, num_unknown=num_unknown, prefix_ids=prefix_ids)
 

@@ -78,7 +78,8 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as exc:
         hint = ": another program listens there; choose another port" if exc.errno == errno.EADDRINUSE else ""
-        raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}{hint}") from exc
+        cause = (exc.strerror or str(exc)).partition(" (while")[0]  # what follows repeats the address
+        raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: {cause}{hint}") from exc
 
 
 def _url(listener: socket.socket) -> str:

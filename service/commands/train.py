@@ -26,7 +26,7 @@ def train(
     ] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Test set, scored at the end.")] = None,
     preset_name: Annotated[
-        str, typer.Option("--preset", help="Architecture; see recurra train --list-presets.")
+        str, typer.Option("--preset", help="Architecture: a name from model/config.py, such as base or small.")
     ] = "base",
     option: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of any model or training option.")

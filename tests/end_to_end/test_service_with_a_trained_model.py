@@ -59,6 +59,15 @@ def test_the_service_answers_what_the_package_answers(client: httpx.Client, tiny
     assert translate(client, TEXTS) == [t.text for t in translator.translate(TEXTS)]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [r'{"text": "\ud83d"}', r'{"text": "Hi.", "prefix": "\ud800"}', r'{"text": "a\u0000b\u0007"}', '{"text": "🙂"}'],
+)
+def test_strange_characters_never_break_the_service(client: httpx.Client, body: str) -> None:
+    answer = client.post("/translate", content=body.encode(), headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+
+
 def test_scoring_sources_translates_them_first(client: httpx.Client) -> None:
     references = [["J'ai froid."], ["Elle dort."]]
     answer = client.post("/score", json={"sources": TEXTS[:2], "references": references, "metrics": ["bleu", "chrf"]})
