@@ -321,10 +321,10 @@ class Engine:
 
     def _start_over(self) -> None:
         """After a failed step nothing in the table can be trusted: live requests fail, a new table takes its place."""
-        requests = {ticket.request for ticket in self._live.values()}
-        self._live.clear()
         assert self.translator is not None
         self._decoder = self.translator.decoder(max_rows=self._scheduler.max_rows)
+        requests = {ticket.request for ticket in self._live.values()}
+        self._live.clear()
         self._fail(requests, EngineFailure("a decode step failed"))
 
     @property

@@ -268,3 +268,9 @@ def real_client(models_folder: Path) -> Iterator[AppClient]:
 @pytest.fixture
 def broken() -> CheckpointError:
     return CheckpointError("weights.safetensors", "has 3 bytes instead of 9: truncated or altered")
+
+
+@pytest.fixture
+def make_translator() -> type[StubTranslator]:
+    """The stand-in's class, for tests that build their own."""
+    return StubTranslator
