@@ -66,7 +66,7 @@ def held(make_translator: Any) -> Any:
     return make_translator(is_held=True)
 
 
-# -- joining and leaving -----------------------------------------------------------------------------------------------
+# -- joining and leaving
 
 
 def test_a_request_that_arrives_during_a_step_is_live_in_the_next(start: StartEngine, held: Any) -> None:
@@ -146,7 +146,7 @@ def test_the_table_never_holds_more_rows_than_it_has(start: StartEngine, make_tr
     assert engine.num_live_rows == 0
 
 
-# -- refusing ------------------------------------------------------------------------------------------------------------
+# -- refusing
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(start: StartEngine, held: Any) -> None:
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_loaded_leaves_its_cause(error: Exception) -> Non
     assert str(error) in engine.cause
 
 
-# -- failing -------------------------------------------------------------------------------------------------------------
+# -- failing
 
 
 def test_a_failed_step_fails_the_live_requests_and_the_engine_goes_on(start: StartEngine, held: Any) -> None:
@@ -240,7 +240,7 @@ def test_nobody_is_left_waiting_when_the_engine_itself_fails(start: StartEngine,
         engine.submit([segment(8)])
 
 
-# -- shutting down ---------------------------------------------------------------------------------------------------------
+# -- shutting down
 
 
 def test_draining_refuses_new_requests_and_finishes_the_accepted(start: StartEngine, held: Any) -> None:
@@ -278,7 +278,7 @@ def test_an_engine_can_be_closed_twice_and_without_a_start(start: StartEngine, m
     Engine("x", make_translator, max_rows=8, max_queued_segments=8, metrics=Metrics()).close(0.0)
 
 
-# -- measuring -------------------------------------------------------------------------------------------------------------
+# -- measuring
 
 
 def test_queue_encode_and_decode_add_up_to_the_time_in_the_engine(start: StartEngine, make_translator: Any) -> None:
@@ -312,7 +312,7 @@ def test_steps_and_waits_are_counted(start: StartEngine, make_translator: Any) -
         assert value(f"recurra_{name}_seconds_count") == 1
 
 
-# -- the true decoder ------------------------------------------------------------------------------------------------------
+# -- the true decoder
 
 
 def test_any_company_gets_what_the_translator_gives_alone(start: StartEngine, models_folder: Path) -> None:

@@ -21,7 +21,7 @@ def texts(response: Any) -> list[str]:
     return [item["text"] for item in response.json()["translations"]]
 
 
-# -- answers -------------------------------------------------------------------------------------------------------------
+# -- answers
 
 
 def test_an_answer_has_the_fields_of_the_contract(client: Any) -> None:
@@ -99,7 +99,7 @@ def test_simultaneous_requests_get_their_own_answers(client: Any) -> None:
     assert [answer.json()["k"] for answer in answers] == [body["k"] for body in bodies]
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_chunked_body_over_the_limit_is_refused_while_it_is_read(serve: Callab
         assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
 
-# -- availability --------------------------------------------------------------------------------------------------------
+# -- availability
 
 
 def test_without_a_checkpoint_it_is_503_no_model(serve: Callable[..., Any]) -> None:
@@ -333,7 +333,7 @@ def scope(path: str) -> dict[str, Any]:
     }
 
 
-# -- with a trained model ------------------------------------------------------------------------------------------------
+# -- with a trained model
 
 
 def test_a_list_gets_what_its_texts_get_one_by_one(real_client: Any) -> None:
