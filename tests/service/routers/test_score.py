@@ -44,6 +44,13 @@ def test_sentence_scores_can_be_left_out(client: Any) -> None:
     assert client.post("/score", body).json()["scores"]["bleu"]["sentence_scores"] == []
 
 
+@pytest.mark.parametrize("metric", ["bleu", "ter"])  # in this process, and in one of its own
+def test_lone_surrogates_and_control_characters_are_scored_all_the_same(client: Any, metric: str) -> None:
+    content = f'{{"hypotheses": ["a\\ud83d \\u0000"], "references": ["a"], "metrics": ["{metric}"]}}'
+    response = client.post("/score", content=content.encode(), headers={"content-type": "application/json"})
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
