@@ -129,6 +129,8 @@ class Trainer:
         pairs: the cleaned training text.
         dev: dev sentences with their references.
         resume: go on from the folder's last checkpoint; without it a folder that holds a run is refused.
+        start_from: a trained model whose weights, tokenizer and shape this run begins with (fine-tuning); the preset
+            gives the training options only.
 
     Raises:
         TrainingError: too little data, a run is in the way, or none is there to resume, or it is another one.
@@ -144,6 +146,7 @@ class Trainer:
         src_lang: str,
         tgt_lang: str,
         resume: bool = False,
+        start_from: Checkpoint | None = None,
         device: str = "auto",
     ) -> None:
         if len(pairs) < 2 or not dev:
@@ -155,8 +158,14 @@ class Trainer:
         self.dev = list(dev[: self.config.eval_sentences] if self.config.eval_sentences else dev)
         self.src_lang, self.tgt_lang = src_lang, tgt_lang
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.parent = start_from.version if start_from else None
+        if start_from:
+            preset = replace(preset, model=start_from.model)
         self._open_folder(preset, pairs, resume)
-        self.src_tokenizer, self.tgt_tokenizer = self._tokenizers(preset, pairs)
+        if start_from:
+            self.src_tokenizer, self.tgt_tokenizer = start_from.src_tokenizer, start_from.tgt_tokenizer
+        else:
+            self.src_tokenizer, self.tgt_tokenizer = self._tokenizers(preset, pairs)
         self.model_config = replace(
             preset.model,
             src_vocab_size=self.src_tokenizer.vocab_size,
@@ -172,6 +181,8 @@ class Trainer:
             variational=self.config.variational,
         )
         self.network = Seq2Seq(self.model_config, drop).to(self.device)
+        if start_from:
+            self.network.load_state_dict(start_from.weights)
         decayed = [p for p in self.network.parameters() if p.dim() > 1]
         plain = [p for p in self.network.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -199,6 +210,7 @@ class Trainer:
             "training": preset.training.to_json(),
             "num_pairs": len(pairs),
             "data_sha256": data_hash(pairs),
+            "parent": self.parent,
         }
         path = self.folder / "run.json"
         if not resume:
@@ -461,6 +473,7 @@ class Trainer:
             "epochs": self.epoch,
             "steps": self.step,
             "training_minutes": round(self.seconds / 60, 1),
+            "parent": self.parent,
             "seed": self.config.seed,
             "data_sha256": self.run["data_sha256"],
             "num_pairs": len(self.pairs),

@@ -33,6 +33,9 @@ def train(
     ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Folder of the run's state; default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Checkpoint whose weights and tokenizer to begin with.")
+    ] = None,
     licence: Annotated[
         str, typer.Option("--licence", help="Licence and attribution of the data, kept in metrics.json.")
     ] = "",
@@ -40,6 +43,7 @@ def train(
 ) -> None:
     """Train a model: clean the pairs, learn a tokenizer, train, average the best checkpoints, score."""
     from model.bleu import score as score_texts
+    from model.checkpoint import load_checkpoint
     from model.config import preset
     from model.data.corpus import CleaningRules, clean, read_examples, read_pairs
     from model.training import Trainer
@@ -55,6 +59,7 @@ def train(
         src_lang=src_lang,
         tgt_lang=tgt_lang,
         resume=resume,
+        start_from=load_checkpoint(start_from) if start_from else None,
         device=device,
     )
     print(f"{trainer.network.num_parameters:,} parameters, {trainer.steps_per_epoch:,} steps an epoch")

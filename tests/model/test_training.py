@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.checkpoint import load_checkpoint
 from model.config import Preset
 from model.data.batching import collate
 from model.data.corpus import Example, Pair
@@ -158,3 +159,15 @@ def test_schedule_rises_then_falls_to_its_floor(tiny_preset: Preset) -> None:
 def test_average_of_weights_is_their_mean() -> None:
     first, second = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 6.0])}
     assert torch.equal(average_weights([first, second])["w"], torch.tensor([2.0, 4.0]))
+
+
+def test_a_run_may_start_from_a_trained_model(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    parent = load_checkpoint(tiny_checkpoint)
+    run = Trainer(
+        tmp_path / "run", preset=tiny_preset, pairs=pairs, dev=dev, src_lang="en", tgt_lang="fr", start_from=parent
+    )
+    assert is_same(weights_of(run), parent.weights)
+    run.train()
+    assert run.finish(tmp_path / "en-fr", {}).metadata["parent"] == parent.version
