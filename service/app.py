@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from model.errors import RecurraError
@@ -45,7 +46,7 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         registry=Registry(settings, metrics, load),
         scorer=Scorer(settings.max_score_seconds),
     )
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Recurra",
         description=_DESCRIPTION,
         lifespan=_lifespan(services),

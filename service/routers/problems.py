@@ -44,6 +44,13 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
 }
 
 
+def _schema() -> dict[str, Any]:
+    """With its parts inside: a schema given by hand cannot refer to one that the page's own list does not have."""
+    schema = ProblemAnswer.model_json_schema()
+    schema["properties"]["errors"]["items"] = schema.pop("$defs")["FaultAnswer"]
+    return schema
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that may answer with these statuses."""
     return {
@@ -51,7 +58,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": _EXAMPLES[status]["title"],
             "content": {
                 "application/problem+json": {
-                    "schema": ProblemAnswer.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "schema": _schema(),
                     "example": {"status": status, "request_id": "5f0c2d", **_EXAMPLES[status]},
                 }
             },

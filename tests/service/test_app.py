@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,25 @@ def test_the_root_leads_to_the_documentation(client: Any) -> None:
     response = client.get("/")
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
     assert client.get("/docs").status_code == 200
+
+
+def test_the_documentation_needs_no_other_host(client: Any) -> None:
+    page = client.get("/docs").text
+    assert "//" not in page
+    files = re.findall(r"""(?:src|href)="([^"]+)""", page)
+    assert {path.rsplit(".")[-1] for path in files} == {"js", "css", "png"}
+    for path in files:
+        assert client.get(path).status_code == 200, path
+
+
+def test_every_reference_in_the_documentation_is_found(client: Any) -> None:
+    page = client.get("/openapi.json")
+    references = set(re.findall(r"""\$ref": *"([^"]+)""", page.text))
+    assert references
+    for reference in references:
+        part = page.json()
+        for name in reference.removeprefix("#/").split("/"):
+            part = part[name]
 
 
 def test_the_documentation_shows_examples_of_requests_answers_and_problems(client: Any) -> None:
