@@ -22,7 +22,7 @@ from service.errors import answer_problem
 from service.inference.registry import Loader, Registry, load_translator
 from service.inference.scoring import Scorer
 from service.metrics import Metrics
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import BodyLimit, HeadAsGet, RequestContext
 from service.routers import health, models, score, translate
 from service.settings import Settings
 
@@ -59,6 +59,7 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
     for expected in (RecurraError, HTTPException, RequestValidationError):
         app.add_exception_handler(expected, answer_problem)
     # The last one added is the outermost: a body past its limit is logged and counted like every other request.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics)
     return app

@@ -1,4 +1,4 @@
-"""Request ids, the last catch of all, and the limit of a body."""
+"""Request ids, the last catch of all, the limit of a body, and HEAD."""
 
 from __future__ import annotations
 
@@ -73,3 +73,28 @@ def test_an_announced_body_over_the_limit_is_refused_before_it_is_read(client: A
     response = client.post("/translate", content=never_read(), headers=headers)
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert "RECURRA_MAX_BODY_BYTES" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/metrics", "/models", "/models/xx", "/nowhere"],
+)
+def test_head_is_get_without_the_body(client: Any, path: str) -> None:
+    got, asked = client.get(path), client.request("HEAD", path)
+    assert asked.content == b""
+    assert asked.status_code == got.status_code
+    assert list(asked.headers) == list(got.headers)
+    assert len(got.content) == 0 or int(asked.headers["content-length"]) > 0
+
+
+def test_head_is_logged_as_head_and_counted_by_its_route(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        client.request("HEAD", "/models/en-fr")
+    (fields,) = (vars(record)["fields"] for record in caplog.records if record.getMessage() == "http_request")
+    assert (fields["method"], fields["route"], fields["status"]) == ("HEAD", "/models/{name}", 200)
+    labels = {"route": "/models/{name}", "outcome": "ok"}
+    assert client.services.metrics.registry.get_sample_value("recurra_requests_total", labels) == 1
+
+
+def test_head_of_a_route_that_only_takes_post_is_405(client: Any) -> None:
+    assert client.request("HEAD", "/translate").status_code == 405
