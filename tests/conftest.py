@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+import uvicorn
+from fastapi import FastAPI
 
 from model.checkpoint import save_checkpoint
 from model.config import PRESETS, Preset
@@ -67,3 +74,25 @@ def tiny_checkpoint(
     trainer.train()
     weights = dict(trainer.network.state_dict())
     return save_checkpoint(trainer.checkpoint(weights, {"preset": "small"}), folder / "en-fr")
+
+
+@pytest.fixture(scope="session")
+def listen() -> Callable[[FastAPI], AbstractContextManager[httpx.Client]]:
+    """`listen(app)`: the app on a free port and a client of it, ready, as a context manager."""
+
+    @contextmanager
+    def listening(app: FastAPI) -> Iterator[httpx.Client]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+                while client.get("/health/ready").status_code != 200:
+                    assert thread.is_alive()
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return listening

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from model import Translator
 from service.app import create_app
@@ -23,20 +21,10 @@ TEXTS = ["I am cold.", "She sleeps.", "Where is the cat?", "", "We eat bread.\nH
 
 
 @pytest.fixture(scope="module")
-def client(tiny_checkpoint: Path) -> Iterator[httpx.Client]:
-    """A client of a real server on a free port, ready."""
+def client(tiny_checkpoint: Path, listen: Any) -> Iterator[httpx.Client]:
     settings = Settings(checkpoints=tiny_checkpoint.parent, device="cpu", precision="fp32", num_threads=1)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    port = listener.getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        while client.get("/health/ready").status_code != 200:
-            assert thread.is_alive()
+    with listen(create_app(settings)) as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 def translate(client: httpx.Client, text: str | list[str], **options: object) -> list[str]:

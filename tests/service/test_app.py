@@ -73,6 +73,7 @@ def test_a_problem_has_the_members_of_the_contract(client: Any) -> None:
     problem = client.get("/models/xx").json()
     assert set(problem) == {"title", "status", "detail", "code", "request_id", "errors"}
     assert problem["status"] == 404
+    assert all(problem.values())
 
 
 def test_every_code_is_one_word_and_every_status_an_error() -> None:

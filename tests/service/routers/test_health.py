@@ -28,6 +28,7 @@ def test_ready_is_503_with_the_reason_until_the_model_is_warm(
     (tmp_path / "slow" / "en-fr").mkdir(parents=True)
     app = create_app(Settings(checkpoints=tmp_path / "slow"), load=lambda path, **_: translator)
     with type(client)(app) as slow:
+        assert slow.get("/health/live").status_code == 200
         response = slow.get("/health/ready")
         assert (response.status_code, response.json()["code"]) == (503, "not_ready")
         assert response.json()["detail"] == "loading en-fr"
@@ -121,6 +122,11 @@ def test_requests_are_counted_by_route_template_and_outcome(
     client.request(method, path)
     value = client.services.metrics.registry.get_sample_value
     assert value("recurra_requests_total", {"route": route, "outcome": outcome}) == 1
+    assert "secret" not in client.get("/metrics").text
+
+
+def test_no_text_is_in_the_metrics(client: Any) -> None:
+    client.post("/translate", {"text": "secret"})
     assert "secret" not in client.get("/metrics").text
 
 

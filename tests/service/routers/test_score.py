@@ -13,7 +13,7 @@ from model.bleu import score
 def test_hypotheses_are_scored_as_the_model_package_scores_them(client: Any) -> None:
     hypotheses = ["the cat sits on the mat", "a dog"]
     references = [["the cat sat on the mat", "a cat sits on the mat"], ["the dog"]]
-    names = ["bleu", "chrf", "bleu-d2l"]
+    names = ["bleu", "chrf", "ter", "bleu-d2l"]
     body = {"hypotheses": hypotheses, "references": references, "metrics": names}
     answer = client.post("/score", body).json()
     expected = score(hypotheses, references, metrics=names)
@@ -69,6 +69,7 @@ def test_lone_surrogates_and_control_characters_are_scored_all_the_same(client: 
         ({"hypotheses": ["a"], "references": ["a"], "metrics": []}, "metrics"),
         ({"hypotheses": ["a"], "references": ["a"], "k": 5}, "k"),
         ({"sources": ["a"], "references": ["a"], "k": 0}, "k"),
+        ({"sources": ["a"], "references": ["a"], "search": "greedy", "k": 3}, "k"),
         ({"sources": ["a"], "references": ["a"], "target": "de"}, "target"),
     ],
 )

@@ -39,6 +39,12 @@ def test_an_answer_has_the_fields_of_the_contract(client: Any) -> None:
     assert (answer["usage"]["source_tokens"], answer["usage"]["target_tokens"]) == (2, 2)
 
 
+def test_usage_adds_up_the_texts(client: Any) -> None:
+    usage = client.post("/translate", {"text": ["ab", "", "c"]}).json()["usage"]
+    assert (usage["source_tokens"], usage["target_tokens"]) == (3, 3)
+    assert all(usage[name] >= 0 for name in ("queue_ms", "encode_ms", "decode_ms"))
+
+
 def test_translations_stand_in_the_order_of_the_texts(client: Any) -> None:
     given = [f"text number {i}" * (1 + 5 * i % 4) for i in range(100)]
     assert texts(client.post("/translate", {"text": given})) == [text.upper() for text in given]
@@ -116,6 +122,7 @@ def test_simultaneous_requests_get_their_own_answers(client: Any) -> None:
         ({"text": "a", "k": -3}, "k", "at least 1"),
         ({"text": "a", "k": 65}, "k", "64"),
         ({"text": "a", "k": 10000}, "k", "64"),
+        ({"text": "a", "k": 10**30}, "k", "64"),
         ({"text": "a", "k": "5"}, "k", "a whole number"),
         ({"text": "a", "k": 2.5}, "k", "a whole number"),
         ({"text": "a", "k": True}, "k", "a whole number"),
@@ -134,6 +141,7 @@ def test_simultaneous_requests_get_their_own_answers(client: Any) -> None:
         ({"text": "a", "prefix": 1}, "prefix", "a string"),
         ({"text": "a", "source": "de"}, "source", "en→fr"),
         ({"text": "a", "target": "de"}, "target", "en→fr"),
+        ({"text": "a", "model": "en-fr", "target": "de"}, "target", "fr"),
         ({"text": "a", "model": 1}, "model", "a string"),
         ({"text": "a", "colour": "red"}, "colour", "GET /docs"),
         ([{"text": "a"}], "body", "a JSON object"),
@@ -187,12 +195,15 @@ def test_what_is_too_large_is_413_and_names_the_limit(
         (b'{"text": "a\nb"}', 400, "invalid_json"),
         (b'{"text": "\xff"}', 400, "invalid_body"),
         (b'{"text": "a", "model": "\\udc00"}', 404, "unknown_model"),
+        (b'{"text": "a", "source": "\\ud800"}', 422, "invalid_request"),
         (b'{"\\ud83d": 1, "text": "a"}', 422, "invalid_request"),
         (b'{"text": "a", "length_penalty": NaN}', 422, "invalid_request"),
+        (b'{"text": "a", "length_penalty": Infinity}', 422, "invalid_request"),
         (b'{"text": "a", "length_penalty": 1e999}', 422, "invalid_request"),
         (b'{"text": "a", "k": 1e999}', 422, "invalid_request"),
         (b'{"text": "a", "k": ' + b"9" * 5000 + b"}", 400, "invalid_body"),
         (b"[" * 100_000, 400, "invalid_body"),
+        (b'{"text": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "invalid_body"),
         (b'{"text": ' + b"[" * 900 + b"]" * 900 + b"}", 422, "invalid_request"),
         (b"\xef\xbb\xbf{}", 422, "invalid_request"),
         (b"null", 422, "invalid_request"),
@@ -251,6 +262,15 @@ def test_a_failed_model_is_503_with_its_cause(serve: Callable[..., Any], broken:
             response = client.post("/translate", body)
             assert (response.status_code, response.json()["code"]) == (503, code)
             assert "truncated" in response.json()["detail"]
+
+
+def test_a_failed_model_leaves_the_others_to_serve(
+    serve: Callable[..., Any], make_translator: Any, broken: Exception
+) -> None:
+    with serve({"en-fr": make_translator(), "fr-en": broken}) as client:
+        assert texts(client.post("/translate", {"text": "a"})) == ["A"]
+        response = client.post("/translate", {"text": "a", "model": "fr-en"})
+        assert (response.status_code, response.json()["code"]) == (503, "model_failed")
 
 
 def test_a_draining_server_refuses_with_503(client: Any) -> None:
@@ -364,6 +384,7 @@ STRANGE = [
     "😀",
     "👩‍👩‍👧‍👦🏳️‍🌈",
     "\ufeff",
+    "\u200b",
     "\u202e\u200b",
     "\u2028",
     "\uffff\U0010ffff",
