@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from model.config import ModelConfig, from_mapping
 from model.data.tokenizer import Tokenizer, load_tokenizer
@@ -198,9 +199,21 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     )
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the drawing of first values: on the meta device it imports torch._dynamo, which takes a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_"):  # torch.nn.init's and Tensor's; orthogonal_ draws with the latter
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _matched(weights: dict[str, Tensor], model: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The weights under all their names, once they are seen to fit the network."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         wanted = Seq2Seq(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     matched: dict[str, Tensor] = {}

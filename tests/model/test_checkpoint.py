@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,11 @@ def test_an_unknown_network_option_is_refused(folder: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_loading_does_not_import_the_compiler_of_torch(folder: Path) -> None:
+    code = (
+        "import sys; from model.checkpoint import load_checkpoint; load_checkpoint(sys.argv[1]).build();"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == 0
