@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,16 +20,20 @@ from sentencex import segment as split_sentences
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.data.corpus import normalize
-from model.data.vocab import EOS_ID, UNK_ID
-from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResult
+from model.data.vocab import EOS_ID, SPECIALS, UNK_ID
+from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResult, TreeNode
 from model.decoding.stepper import StepDecoder
 from model.errors import InvalidValue
+from model.network.inference import InferenceNetwork
+from model.network.packed import PACKED, check_precision
+from model.network.seq2seq import Seq2Seq
 
 MAX_SEGMENT_TOKENS = 250  # a longer sentence is cut: attention has seen none such, and a step's cost grows with it
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", *PACKED)
 DEVICES = ("auto", "cpu", "cuda")
+EOS = SPECIALS[EOS_ID]
 _OFFLINE_ROWS = 320
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PROBE_ROWS = 64  # auto measures steps of this many rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,51 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreeToken:
+    """A node of a beam's search tree.
+
+    Attributes:
+        parent: index of its parent; -1 for the first tokens.
+        state: `live` where it was extended, `finished` where it ended, `pruned` where it fell off the beam.
+    """
+
+    parent: int
+    token: str
+    log_prob: float
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """How a translation came about. Of a text of several sentences all of it stands one after the other.
+
+    Attributes:
+        source_tokens, target_tokens: `<eos>` included.
+        token_log_probs: of each target token, given those before it.
+        attention: [T][S], where each target token looked; 0 outside its own sentence; empty without attention.
+        unknown_source_tokens: what the vocabulary lacks, as written.
+        tree: what the beam looked at, where asked.
+    """
+
+    source_tokens: tuple[str, ...]
+    target_tokens: tuple[str, ...]
+    token_log_probs: tuple[float, ...]
+    attention: tuple[tuple[float, ...], ...]
+    unknown_source_tokens: tuple[str, ...]
+    tree: tuple[TreeToken, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Translation:
     """A translated text.
 
     Attributes:
         text: with the line breaks of its source.
         score, log_prob: sums over its sentences.
-        finish: `length` where a sentence was cut off, else `eos`.
-        is_optimal: whether the result is proven to be the best there is; None where nobody looked.
+        finish: `deadline` or `length` where a sentence was cut off, else `eos`.
+        is_optimal: whether the result is proven to be the best there is; None where nothing is known.
+        gap: by how much a better translation's score could be higher at most; None where nothing is known.
+        explanation: where asked.
         alternatives: further translations, best first; only of a text of one sentence.
         num_source_tokens, num_target_tokens: `<eos>` not counted.
     """
@@ -59,7 +100,9 @@ class Translation:
     log_prob: float
     finish: Finish
     is_optimal: bool | None = None
+    gap: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    explanation: Explanation | None = None
     num_source_tokens: int = 0
     num_target_tokens: int = 0
 
@@ -71,12 +114,14 @@ class Prepared:
     Attributes:
         segments: source ids of each sentence, ended by `<eos>`.
         layout: what stands before each sentence (spaces, line breaks); one more for the end.
+        sentences: the text of each segment and the token it starts at: a very long sentence is cut.
         num_unknown: source tokens that the vocabulary lacks.
         prefix_ids: forced start of the first segment.
     """
 
     segments: list[list[int]]
     layout: list[str]
+    sentences: list[tuple[str, int]]
     num_unknown: int = 0
     prefix_ids: tuple[int, ...] = ()
 
@@ -87,7 +132,7 @@ class Translator:
     Args:
         checkpoint: what to load.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-        precision: `fp32`, `bf16`, or `auto`, which measures a decode step in both and takes the faster.
+        precision: `fp32`, `bf16`, `int8` (on a CPU), or `auto`, which measures decode steps and takes the fastest.
     """
 
     def __init__(
@@ -95,20 +140,25 @@ class Translator:
     ) -> None:
         if device not in DEVICES:
             raise InvalidValue("device", device, "one of " + ", ".join(DEVICES))
-        if precision not in PRECISIONS:
-            raise InvalidValue("precision", precision, "one of " + ", ".join(PRECISIONS))
         if device == "cuda" and not torch.cuda.is_available():
             raise InvalidValue("device", device, "auto or cpu: this machine has no CUDA device")
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if precision not in PRECISIONS:
+            raise InvalidValue("precision", precision, "one of " + ", ".join(PRECISIONS))
+        if precision != "auto":
+            check_precision(precision, self.device)
         self.name = name or f"{checkpoint.src_lang}-{checkpoint.tgt_lang}"
         self.version = checkpoint.version
         self.src_lang, self.tgt_lang = checkpoint.src_lang, checkpoint.tgt_lang
         self.metadata: dict[str, Any] = {"model": checkpoint.model.to_json(), **checkpoint.metrics}
         self.src_tokenizer, self.tgt_tokenizer = checkpoint.src_tokenizer, checkpoint.tgt_tokenizer
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._network = checkpoint.build().to(self.device)
-        self.num_parameters = self._network.num_parameters
-        self.precision = self._fastest_precision() if precision == "auto" else precision
-        self._network.to(_DTYPES[self.precision])
+        network = checkpoint.build().to(self.device)
+        self.num_parameters = network.num_parameters
+        if precision == "auto":
+            self._network = _fastest(network)
+        else:
+            self._network = InferenceNetwork(network, precision)
+        self.precision = self._network.precision
 
     @classmethod
     def load(
@@ -135,27 +185,8 @@ class Translator:
     def __repr__(self) -> str:
         return f"Translator({self.name!r}, version={self.version!r}, device={self.device!r}, {self.precision})"
 
-    def _fastest_precision(self) -> str:
-        """Measured, because machines differ: CPUs with AMX double their speed in bf16, others halve it."""
-        if self.device == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        seconds: dict[str, float] = {}
-        for name, dtype in _DTYPES.items():
-            self._network.to(dtype)
-            seconds[name] = min(self._time_decoding() for _ in range(3))
-        self._network.float()
-        return min(seconds, key=lambda name: seconds[name])
-
-    def _time_decoding(self) -> float:
-        decoder = self.decoder()
-        decoder.add([([4] * 11 + [EOS_ID], SearchOptions(k=8, max_length=3, min_length=3))] * 4)
-        started = time.perf_counter()
-        while decoder.num_segments:
-            decoder.step()
-        return time.perf_counter() - started
-
     def warm_up(self) -> None:
-        """Runs a few searches of each kind, so that no request pays for first calls."""
+        """Runs a few searches, so that no request pays for first calls."""
         for k in (1, 5):
             self.translate(["One.", "Two three four five six."], k=k)
 
@@ -168,6 +199,7 @@ class Translator:
     def prepare(self, text: str, *, prefix: str = "") -> Prepared:
         """Splits a text into segments of token ids. A blank text has none."""
         segments: list[list[int]] = []
+        sentences: list[tuple[str, int]] = []
         layout: list[str] = [""]
         text = _well_formed(text)
         for line in text.splitlines(keepends=True):
@@ -183,12 +215,32 @@ class Translator:
                     if index or at:
                         layout[-1] += " "
                     segments.append([*ids[at : at + MAX_SEGMENT_TOKENS], EOS_ID])
+                    sentences.append((sentence, at))
                     layout.append("")
             if body:
                 layout[-1] += line[len(line.rstrip()) :]
         prefix_ids = tuple(self.tgt_tokenizer.encode(_well_formed(prefix))) if prefix else ()
         num_unknown = sum(ids.count(UNK_ID) for ids in segments)
-        return Prepared(segments=segments, layout=layout, num_unknown=num_unknown, prefix_ids=prefix_ids)
+        return Prepared(
+            segments=segments, layout=layout, sentences=sentences, num_unknown=num_unknown, prefix_ids=prefix_ids
+        )
+
+    def banned_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The texts as the token sequences that a search is to avoid: as the tokenizer writes them at the start of a
+        word, with the first letter as it is and in the other case.
+
+        Raises:
+            InvalidValue: a text is blank, or holds nothing that the vocabulary knows.
+        """
+        sequences: dict[tuple[int, ...], None] = {}
+        for text in texts:
+            for spelling in (text, text[:1].swapcase() + text[1:]):
+                ids = tuple(self.tgt_tokenizer.encode(_well_formed(spelling)))
+                if not ids or (spelling == text and UNK_ID in ids):
+                    raise InvalidValue("banned", text, "texts in the target language's letters, not blank")
+                if UNK_ID not in ids:
+                    sequences[ids] = None
+        return tuple(sequences)
 
     def _knows_nothing_of(self, ids: Sequence[int]) -> bool:
         """Whether no token says anything (an emoji, another script): such a sentence is copied, not guessed at."""
@@ -199,7 +251,7 @@ class Translator:
         """The options of each segment: the prefix belongs to the first."""
         if not prepared.prefix_ids or not prepared.segments:
             return [options] * len(prepared.segments)
-        first = SearchOptions(**{**options.__dict__, "prefix_ids": prepared.prefix_ids})
+        first = replace(options, prefix_ids=prepared.prefix_ids)
         return [first, *[options] * (len(prepared.segments) - 1)]
 
     def finish(self, prepared: Prepared, results: Sequence[SegmentResult]) -> Translation:
@@ -219,11 +271,64 @@ class Translator:
             text=joined + prepared.layout[-1],
             score=sum(h.score for h in best),
             log_prob=sum(h.log_prob for h in best),
-            finish="length" if any(h.finish == "length" for h in best) else "eos",
+            finish=_worst_finish([h.finish for h in best]),
+            is_optimal=_all_optimal([result.is_optimal for result in results]),
+            gap=_sum_of_gaps(results),
             alternatives=alternatives,
+            explanation=self._explain(prepared, results) if results and results[0].token_log_probs else None,
             num_source_tokens=sum(len(ids) - 1 for ids in prepared.segments),
             num_target_tokens=sum(len(h.token_ids) for h in best),
         )
+
+    def _explain(self, prepared: Prepared, results: Sequence[SegmentResult]) -> Explanation:
+        source: list[str] = []
+        unknown: list[str] = []
+        target: list[str] = []
+        blocks: list[tuple[tuple[float, ...], ...]] = []
+        for ids, (sentence, at), result in zip(prepared.segments, prepared.sentences, results, strict=True):
+            pieces = self.src_tokenizer.tokenize(sentence)[at : at + len(ids) - 1]
+            source.extend([*pieces, EOS])
+            unknown.extend(piece for piece, token_id in zip(pieces, ids, strict=False) if token_id == UNK_ID)
+            best = result.hypotheses[0]
+            target.extend(self.tgt_tokenizer.tokens(best.token_ids))
+            target.extend([EOS] * (len(result.token_log_probs) - len(best.token_ids)))
+            blocks.append(result.attention)
+        attention: list[tuple[float, ...]] = []
+        before = 0
+        for ids, block in zip(prepared.segments, blocks, strict=True):
+            after = len(source) - before - len(ids)
+            attention.extend((*(0.0,) * before, *row, *(0.0,) * after) for row in block)
+            before += len(ids)
+        tree = results[0].tree if len(results) == 1 else ()
+        return Explanation(
+            source_tokens=tuple(source),
+            target_tokens=tuple(target),
+            token_log_probs=tuple(cost for result in results for cost in result.token_log_probs),
+            attention=tuple(attention),
+            unknown_source_tokens=tuple(unknown),
+            tree=tuple(self._tree_token(node) for node in tree),
+        )
+
+    def _tree_token(self, node: TreeNode) -> TreeToken:
+        token = self.tgt_tokenizer.tokens([node.token_id])[0]
+        return TreeToken(parent=node.parent, token=token, log_prob=node.log_prob, state=node.state)
+
+    def text_so_far(self, prepared: Prepared, texts: Sequence[str | None], token_ids: Sequence[int]) -> str:
+        """What of a translation can no longer change.
+
+        Args:
+            prepared: the source.
+            texts: the translated segments; None from the first that is not done.
+            token_ids: tokens that this first one is sure to start with.
+        """
+        done = next((i for i, text in enumerate(texts) if text is None), len(texts))
+        so_far = "".join(
+            before + text for before, text in zip(prepared.layout, texts[:done], strict=False) if text is not None
+        )
+        if done == len(texts):
+            return so_far + prepared.layout[-1]
+        begun = self.tgt_tokenizer.decode(list(token_ids))
+        return so_far + prepared.layout[done] + begun if begun else so_far
 
     def _text(self, hypothesis: Hypothesis) -> str:
         return self.tgt_tokenizer.decode(list(hypothesis.token_ids))
@@ -241,8 +346,8 @@ class Translator:
 
         Args:
             texts: a text, or a list of them.
-            **options: `k`, `search`, `n_best`, `length_penalty`, `max_length`, `min_length` of `SearchOptions`, and
-                `prefix`, the text that each translation has to start with.
+            **options: those of `SearchOptions`; `prefix`, the text that each translation has to start with; `banned`,
+                texts that may not occur in any; and `explain=True` for explanations.
 
         Returns:
             A translation for a text, a list of them for a list.
@@ -255,10 +360,17 @@ class Translator:
         return list(self.translate_iter(texts, **options))
 
     def translate_iter(
-        self, texts: Iterable[str], *, prefix: str = "", window: int = 512, **options: Any
+        self,
+        texts: Iterable[str],
+        *,
+        prefix: str = "",
+        banned: Sequence[str] = (),
+        explain: bool = False,
+        window: int = 1024,
+        **options: Any,
     ) -> Iterator[Translation]:
         """As `translate`, for texts without end: reads `window` texts ahead and yields in order."""
-        search = search_options(**options)
+        search = search_options(**options, banned_ids=self.banned_ids(banned), wants_attention=explain)
         pending: list[Prepared] = []
         for text in texts:
             pending.append(self.prepare(text, prefix=prefix))
@@ -279,9 +391,10 @@ class Translator:
         results: list[dict[int, SegmentResult]] = [{} for _ in prepared]
         position = 0
         while position < len(queue) or decoder.num_segments:
-            room = max(1, (decoder.max_rows - decoder.num_rows) // options.k) if decoder.can_add(options) else 0
-            # Half the table at a time: encoding a few rows at once costs nearly as much as encoding one.
-            if position < len(queue) and room >= max(1, decoder.max_rows // options.k // 4):
+            num_rows = options.num_rows
+            room = max(1, (decoder.max_rows - decoder.num_rows) // num_rows) if decoder.can_add(options) else 0
+            # A quarter of the table at a time: encoding a few rows at once costs nearly as much as encoding one.
+            if position < len(queue) and room >= max(1, decoder.max_rows // num_rows // 4):
                 batch = queue[position : position + room]
                 position += len(batch)
                 handles = decoder.add([(segment, wanted) for _, _, segment, wanted in batch])
@@ -291,6 +404,35 @@ class Translator:
                 results[text][index] = result
         for p, done in zip(prepared, results, strict=True):
             yield self.finish(p, [done[i] for i in range(len(p.segments))])
+
+
+def _fastest(network: Seq2Seq) -> InferenceNetwork:
+    """The network in the precision whose decode step is fastest here.
+
+    Measured, because machines differ: CPUs with AMX or AVX-512 bf16 double their speed in bf16, others halve it. The
+    precisions take turns, and the least time of each counts, so that somebody else's work at the same moment does not
+    decide.
+    """
+    device = network.decoder.output.weight.device.type
+    names = ["bf16", "fp32"] if device == "cuda" else list(PACKED)
+    packed = {name: InferenceNetwork(network, name) for name in names}
+    seconds = dict.fromkeys(names, float("inf"))
+    for _ in range(5):
+        for name in names:
+            seconds[name] = min(seconds[name], _time_steps(packed[name]))
+    return packed[min(names, key=lambda name: seconds[name])]
+
+
+def _time_steps(network: InferenceNetwork, num_steps: int = 3) -> float:
+    memory, state = network.encode(torch.full((1, 16), EOS_ID, device=network.device), [16])
+    rows = tuple(part.expand(_PROBE_ROWS, *part.shape[1:]) for part in state)
+    ids = torch.full((_PROBE_ROWS,), EOS_ID, device=network.device)
+    memory = replace(memory, rows_each=_PROBE_ROWS)
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        log_probs, rows, _ = network.step(ids, rows, (memory,))
+    float(log_probs[0, 0])  # waits for a GPU
+    return time.perf_counter() - started
 
 
 def search_options(*, search: str | None = None, k: int | None = None, **options: Any) -> SearchOptions:
@@ -305,9 +447,29 @@ def search_options(*, search: str | None = None, k: int | None = None, **options
             raise InvalidValue(name, value, "no such option; there are prefix, " + ", ".join(known))
     if search is None:
         search = "greedy" if k == 1 else "beam"
-    if k is None:
+    if search == "sample":  # it has no beam; k is the number of draws
+        k = options.get("n_best", 1) if k is None else k
+    elif k is None:
         k = 1 if search == "greedy" else 5
     return SearchOptions(search=search, k=k, **options)
+
+
+def _worst_finish(finishes: Sequence[Finish]) -> Finish:
+    if "deadline" in finishes:
+        return "deadline"
+    return "length" if "length" in finishes else "eos"
+
+
+def _all_optimal(flags: Sequence[bool | None]) -> bool | None:
+    """Of the whole: proven where each is, refuted nowhere, unknown where one is."""
+    if not flags or None in flags:
+        return None
+    return all(flags)
+
+
+def _sum_of_gaps(results: Sequence[SegmentResult]) -> float | None:
+    gaps = [r.bound - r.hypotheses[0].score for r in results if r.bound is not None]
+    return max(0.0, sum(gaps)) if results and len(gaps) == len(results) else None
 
 
 def _well_formed(text: str) -> str:

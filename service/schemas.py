@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -9,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from model.bleu import METRICS, MetricScore
 from model.decoding.search import SearchOptions
 from model.errors import InvalidValue
-from model.translator import Translation, search_options
+from model.translator import Explanation, Translation, search_options
 from service.errors import LimitExceeded
 from service.inference.served import TranslateCall, TranslateResult
 from service.settings import Settings
 
-SearchName = Literal["greedy", "beam"]
+SearchName = Literal["greedy", "beam", "sample", "exact"]
 MetricName = Literal["bleu", "chrf", "ter", "bleu-d2l"]
 
 
@@ -48,13 +49,40 @@ class SearchFields(Body):
     )
     max_length: int | None = Field(None, ge=1, description="most tokens of a translated sentence")
     min_length: int = Field(0, ge=0, description="fewest tokens of a translated sentence")
+    coverage_penalty: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="weight of the penalty for source tokens that got no attention",
+    )
+    no_repeat_ngram: int = Field(0, ge=0, description="no n-gram of this many tokens occurs twice; 0 for no such rule")
+    banned: list[str] = Field([], description="words or phrases that may not occur", examples=[["salut"]])
+    temperature: float = Field(
+        1.0, gt=0, le=100, allow_inf_nan=False, description="of sample: below 1 more cautious, above 1 bolder"
+    )
+    top_k: int = Field(0, ge=0, description="sample draws among this many most probable tokens; 0 for all")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="sample draws among the fewest tokens that hold this probability",
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of sample: the same seed gives the same translation")
+    max_nodes: int = Field(5000, ge=1, description="nodes that exact search may extend before it gives up proving")
 
-    def search_options(self, settings: Settings, *, n_best: int = 1) -> SearchOptions:
+    def search_options(
+        self, settings: Settings, *, n_best: int = 1, explain: bool = False, tree: bool = False
+    ) -> SearchOptions:
         """The search asked for, defaults filled in. Raises InvalidValue for what is too large or in conflict."""
         _check_at_most("k", self.k, settings.max_k)
         _check_at_most("max_length", self.max_length, settings.max_target_tokens)
         _check_at_most("min_length", self.min_length, settings.max_target_tokens)
-        k = settings.default_k if self.k is None and self.search != "greedy" else self.k
+        _check_at_most("max_nodes", self.max_nodes, settings.max_nodes)
+        if self.search not in (None, "sample"):
+            self._refuse("temperature", "top_k", "top_p", "seed", allowed="nothing without search = sample")
+        k = settings.default_k if self.k is None and self.search not in ("greedy", "sample") else self.k
         return search_options(
             search=self.search,
             k=k,
@@ -62,7 +90,21 @@ class SearchFields(Body):
             length_penalty=self.length_penalty,
             max_length=self.max_length,
             min_length=self.min_length,
+            coverage_penalty=self.coverage_penalty,
+            no_repeat_ngram=self.no_repeat_ngram,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            max_nodes=self.max_nodes,
+            wants_attention=explain,
+            wants_tree=tree,
         )
+
+    def _refuse(self, *names: str, allowed: str) -> None:
+        for name in names:
+            if name in self.model_fields_set:
+                raise InvalidValue(name, getattr(self, name), allowed)
 
 
 class TranslateBody(SearchFields):
@@ -71,6 +113,10 @@ class TranslateBody(SearchFields):
     text: OneOrMany = Field(description="a text, or a list of texts; sentences and lines in one text are kept apart")
     n_best: int = Field(1, ge=1, description="how many translations of each text, at most k")
     prefix: str = Field("", description="text that every translation has to start with", examples=["Bon"])
+    explain: bool = Field(False, description="also say which tokens were read and written, at what cost, looking where")
+    tree: bool = Field(
+        False, description="with explain, of one sentence and a beam: every node that the beam looked at"
+    )
 
     def call(self, settings: Settings) -> TranslateCall:
         """Raises InvalidValue or LimitExceeded."""
@@ -79,8 +125,11 @@ class TranslateBody(SearchFields):
             raise InvalidValue("text", [], "a string, or a list of at least one string")
         check_texts("text", texts, settings, max_texts=settings.max_texts, setting="RECURRA_MAX_TEXTS")
         check_texts("prefix", (self.prefix,), settings)
-        options = self.search_options(settings, n_best=self.n_best)
-        return TranslateCall(texts=texts, options=options, prefix=self.prefix)
+        check_texts("banned", self.banned, settings, max_texts=settings.max_texts, setting="RECURRA_MAX_TEXTS")
+        if self.tree and not self.explain:
+            raise InvalidValue("tree", True, "false, or true with explain")
+        options = self.search_options(settings, n_best=self.n_best, explain=self.explain, tree=self.tree)
+        return TranslateCall(texts=texts, options=options, prefix=self.prefix, banned=tuple(self.banned))
 
 
 class AlternativeAnswer(BaseModel):
@@ -91,17 +140,47 @@ class AlternativeAnswer(BaseModel):
     log_prob: float = Field(description="natural logarithm of the translation's probability")
 
 
+class TreeNodeAnswer(BaseModel):
+    """A node of a beam's search tree."""
+
+    parent: int = Field(description="index of its parent in the list; -1 for first tokens")
+    token: str
+    log_prob: float
+    state: Literal["live", "finished", "pruned"]
+
+
+class ExplanationAnswer(BaseModel):
+    """How a translation came about; of several sentences one after the other."""
+
+    source_tokens: list[str]
+    target_tokens: list[str]
+    token_log_probs: list[float] = Field(description="of each target token, given those before it")
+    attention: list[list[float]] = Field(description="[T][S]: where each target token looked")
+    unknown_source_tokens: list[str]
+    tree: list[TreeNodeAnswer] = []
+
+    @classmethod
+    def of(cls, explanation: Explanation) -> ExplanationAnswer:
+        return cls.model_validate(asdict(explanation))
+
+
 class TranslationAnswer(BaseModel):
     """The translation of one text."""
 
     text: str
     score: float
     log_prob: float
-    finish: Literal["eos", "length"] = Field(description="length where the translation was cut off")
+    finish: Literal["eos", "length", "deadline"] = Field(
+        description="length where the translation was cut off, deadline where time was up"
+    )
     is_optimal: bool | None = Field(
-        description="whether it is proven to be the best there is; null where nobody looked"
+        description="whether it is proven to be the best there is; null where nothing is known"
+    )
+    gap: float | None = Field(
+        description="by how much a better translation's score could be higher at most; null where nothing is known"
     )
     alternatives: list[AlternativeAnswer]
+    explanation: ExplanationAnswer | None = None
 
     @classmethod
     def of(cls, translation: Translation) -> TranslationAnswer:
@@ -111,10 +190,12 @@ class TranslationAnswer(BaseModel):
             log_prob=translation.log_prob,
             finish=translation.finish,
             is_optimal=translation.is_optimal,
+            gap=translation.gap,
             alternatives=[
                 AlternativeAnswer(text=other.text, score=other.score, log_prob=other.log_prob)
                 for other in translation.alternatives
             ],
+            explanation=None if translation.explanation is None else ExplanationAnswer.of(translation.explanation),
         )
 
 
@@ -200,7 +281,9 @@ class ScoreBody(SearchFields):
 
     def call(self, settings: Settings) -> TranslateCall:
         """The translation that comes first, for `sources`."""
-        return TranslateCall(texts=tuple(self.sources or ()), options=self.search_options(settings))
+        return TranslateCall(
+            texts=tuple(self.sources or ()), options=self.search_options(settings), banned=tuple(self.banned)
+        )
 
     def _refuse_search_fields(self) -> None:
         for name in sorted(self.model_fields_set & set(SearchFields.model_fields)):

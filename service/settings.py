@@ -41,13 +41,14 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto takes CUDA if there is one"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="number format of the weights in use; auto measures on this machine"
     )
     num_threads: int | None = Field(None, ge=1, le=1024, description="threads of one matrix product; default all cores")
 
     default_k: int = Field(5, ge=1, description="beam width of a request that names neither search nor k")
     max_k: int = Field(64, ge=1, le=MAX_K, description="largest beam width a request may ask for")
+    max_nodes: int = Field(100_000, ge=1, description="largest max_nodes a request for an exact search may ask for")
     max_texts: int = Field(1000, ge=1, description="most texts in one request")
     max_text_chars: int = Field(20_000, ge=1, description="most characters in one text")
     max_body_bytes: int = Field(8_000_000, ge=1024, description="largest request body, in bytes")

@@ -1,9 +1,9 @@
 """Beam search over many segments at once: pure bookkeeping on log-probabilities. Never sees the network.
 
-Shape letters: R segments, K beam width, V vocabulary, T tokens so far.
+Shape letters: R segments, K beam width, C = 2K candidates, V vocabulary, T tokens so far.
 
 All segments of one width K live in one `BeamSearch`, so that a step costs a handful of tensor operations however many
-there are. Greedy search is K = 1.
+there are.
 
 One step, for K = 2 over the tokens a, b and <eos> (probabilities, not logarithms, for the example):
 
@@ -15,6 +15,9 @@ One step, for K = 2 over the tokens a, b and <eos> (probabilities, not logarithm
 A segment is done when its n_best finished hypotheses cannot be beaten any more: the best live row, were all its coming
 tokens certain and it as long as it may be, scores no higher. No rule counts finished hypotheses: that would favour
 short ones.
+
+What falls off the beam is not forgotten: the best log-probability that was ever dropped is kept, and where even that
+one, continued for certain, could not score higher than the result, the result is proven to be the best there is.
 """
 
 from __future__ import annotations
@@ -26,177 +29,226 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.data.vocab import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
+from model.data.vocab import EOS_ID
+from model.decoding.constraints import constrain
+from model.decoding.coverage import Coverage
+from model.decoding.search import (
+    NEVER,
+    Absorbed,
+    Finish,
+    Hypothesis,
+    LaneSearch,
+    LiveSegment,
+    SegmentResult,
+    TreeNode,
+)
+from model.decoding.selection import top_of_beams
 
-_NEVER = float("-inf")
-BANNED_IDS = (UNK_ID, PAD_ID, BOS_ID)  # nobody wants to read them
+_GROWTH = 32
 
 
-@dataclass
-class _Segment:
-    """What is kept in Python for a segment: its options, and its finished hypotheses, worst first in a heap."""
+@dataclass(eq=False)
+class _Finished:
+    """A segment's finished hypotheses, worst first in a heap; and its tree, where that is wanted."""
 
-    handle: int
-    options: SearchOptions
-    limit: int
-    num_tokens: int = 0
-    num_finished: int = 0
-    finished: list[tuple[float, int, Hypothesis]] = field(default_factory=list)
+    kept: list[tuple[float, int, Hypothesis]] = field(default_factory=list)
+    num_seen: int = 0
+    nodes: list[TreeNode] = field(default_factory=list)
+    row_nodes: list[int] = field(default_factory=list)  # the node of each live row
 
-    def keep(self, hypothesis: Hypothesis) -> None:
+    def add(self, hypothesis: Hypothesis, n_best: int) -> None:
         """Among the n_best; of equal scores the earlier stays."""
-        self.num_finished += 1
-        entry = (hypothesis.score, -self.num_finished, hypothesis)
-        if len(self.finished) < self.options.n_best:
-            heapq.heappush(self.finished, entry)
-        elif entry[:2] > self.finished[0][:2]:
-            heapq.heapreplace(self.finished, entry)
-
-    def cannot_be_beaten(self, best_live: float) -> bool:
-        """Whether a live row of that log-probability, continued for certain up to the limit, scores no higher."""
-        if len(self.finished) < self.options.n_best:
-            return False
-        return bool(best_live / self.limit**self.options.length_penalty <= self.finished[0][0])
-
-    def result(self) -> SegmentResult:
-        best_first = sorted(self.finished, key=lambda entry: entry[:2], reverse=True)
-        return SegmentResult(hypotheses=tuple(entry[2] for entry in best_first), num_steps=self.num_tokens)
-
-
-class BeamSearch:
-    """The live rows of all segments of one beam width.
-
-    Rows stand segment by segment, K for each. `absorb` takes the rows' log-probabilities and says which row each new
-    row continues, and with which token; a segment that is done leaves, and its rows with it.
-
-    Args:
-        k: K.
-        device: where log-probabilities come from.
-    """
-
-    def __init__(self, k: int, device: torch.device | str = "cpu") -> None:
-        self.k = k
-        self.device = torch.device(device)
-        self._segments: list[_Segment] = []
-        self._log_probs = torch.empty(0, k, device=self.device)  # [R, K]
-        self._tokens = torch.empty(0, k, 0, dtype=torch.int64, device=self.device)  # [R, K, T], longest T
+        self.num_seen += 1
+        entry = (hypothesis.score, -self.num_seen, hypothesis)
+        if len(self.kept) < n_best:
+            heapq.heappush(self.kept, entry)
+        elif entry[:2] > self.kept[0][:2]:
+            heapq.heapreplace(self.kept, entry)
 
     @property
-    def num_segments(self) -> int:
-        return len(self._segments)
+    def best_first(self) -> tuple[Hypothesis, ...]:
+        return tuple(entry[2] for entry in sorted(self.kept, key=lambda entry: entry[:2], reverse=True))
 
-    @property
-    def num_rows(self) -> int:
-        return len(self._segments) * self.k
 
-    def add(self, handle: int, options: SearchOptions, num_src_tokens: int) -> None:
-        """A new segment, whose rows come after all others. Only its first row is alive before the first step."""
-        self._segments.append(_Segment(handle, options, options.length_limit(num_src_tokens)))
-        alive = torch.full((1, self.k), _NEVER, device=self.device)
-        alive[0, 0] = 0.0
+class BeamSearch(LaneSearch):
+    """The live rows of all segments of one beam width."""
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        super().__init__(k, device)
+        self._finished: list[_Finished] = []
+        self._log_probs = torch.empty(0, k, device=device)  # [R, K]
+        self._tokens = torch.empty(0, k, _GROWTH, dtype=torch.int64, device=device)  # [R, K, T]
+        self._dropped = torch.empty(0, device=device)  # [R], the best log-probability that fell off
+        self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        # A segment may stop once its best live log-probability is at most this: -inf until n_best are finished.
+        self._enough = torch.empty(0, device=device)  # [R]
+        self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._is_constrained = False
+        self._coverage = Coverage()
+
+    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+        num_new = len(segments)
+        self.segments.extend(segments)
+        self._finished.extend(_Finished(row_nodes=[-1] * self.k) for _ in segments)
+        alive = self._log_probs.new_full((num_new, self.k), NEVER)
+        alive[:, 0] = 0.0  # all rows are alike before the first step: one is enough
         self._log_probs = torch.cat((self._log_probs, alive))
-        blank = self._tokens.new_zeros(1, self.k, self._tokens.shape[2])
-        self._tokens = torch.cat((self._tokens, blank))
+        self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, self.k, self._tokens.shape[2])))
+        self._dropped = torch.cat((self._dropped, self._dropped.new_full((num_new,), NEVER)))
+        self._enough = torch.cat((self._enough, self._enough.new_full((num_new,), NEVER)))
+        self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
+        limits = torch.tensor([segment.limit for segment in segments], device=self.device)
+        self._limits = torch.cat((self._limits, limits))
+        self._is_constrained |= any(segment.options.is_constrained for segment in segments)
+        self._coverage.add(segments, self.k)
+        return None
 
-    def remove(self, handles: set[int]) -> Tensor | None:
-        """Drops segments; returns the indices [R'] of those that stay, None where none left."""
-        keep = [i for i, segment in enumerate(self._segments) if segment.handle not in handles]
-        if len(keep) == len(self._segments):
-            return None
-        index = torch.tensor(keep, dtype=torch.int64, device=self.device)
-        self._segments = [self._segments[i] for i in keep]
-        self._log_probs = self._log_probs[index]
-        longest = max((segment.num_tokens for segment in self._segments), default=0)
-        self._tokens = self._tokens[index, :, :longest]
-        return index
-
-    def absorb(self, log_probs: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, SegmentResult]]]:
-        """Takes a step.
-
-        Args:
-            log_probs: [R·K, V] float32, of each row's next token. Overwritten.
-
-        Returns:
-            For every row the row that it continues [R·K] int64 and its new token [R·K] int64, and the segments that
-            are done, by handle. Their rows are still there: `remove` drops them.
-        """
-        num_segments, k = len(self._segments), self.k
-        self._constrain(log_probs)
-        num_candidates = min(2 * k, log_probs.shape[1])
-        row_log_probs, row_tokens = log_probs.topk(num_candidates, dim=1)  # [R·K, C]
-        totals = self._log_probs[:, :, None] + row_log_probs.view(num_segments, k, num_candidates)
-        best, index = totals.flatten(1).topk(min(2 * k, k * num_candidates), dim=1)  # [R, 2K], best first
-        tokens = row_tokens.view(num_segments, -1).gather(1, index)
-        parents = index // num_candidates  # [R, 2K]
-        ends = (tokens == EOS_ID) & (best > _NEVER)
-        self._finish(ends[:, :k], best, parents)
-        # The best K that go on, in their order: among 2K candidates at most K end.
-        going = torch.where(tokens == EOS_ID, _NEVER, best)
-        self._log_probs, order = going.topk(k, dim=1)  # [R, K]
+    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+        num_segments, k = len(self.segments), self.k
+        self._coverage.absorb(attention)
+        constrain(log_probs, k, self.segments if self._is_constrained else (), self._history)
+        num_candidates = min(2 * k, k * log_probs.shape[1])
+        totals, parents, tokens = top_of_beams(log_probs, self._log_probs, num_candidates)  # [R, C], best first
+        is_end = tokens == EOS_ID
+        going = torch.where(is_end, NEVER, totals)
+        # The best K that go on, in their order: among the best K candidates and K more, at most K end.
+        live, order = going.topk(k, dim=1)  # [R, K]
+        ends = (is_end & (totals > NEVER))[:, :k]
+        stuck = self._results_of_stuck(totals) if self._is_constrained else []
+        self._note_dropped(totals, order, live, ends)
+        self._note_trees(totals, parents, tokens, order)
+        self._finish(ends, totals, parents)
+        self._log_probs = live
         tokens, parents = tokens.gather(1, order), parents.gather(1, order)
         self._append(tokens, parents)
+        self._coverage.follow(parents)
         rows = parents + torch.arange(num_segments, device=self.device)[:, None] * k
-        return rows.flatten(), tokens.flatten(), self._done()
+        return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=stuck or self._done())
 
-    def _constrain(self, log_probs: Tensor) -> None:
-        """Bans special tokens and an early <eos>, and forces prefixes."""
-        log_probs[:, BANNED_IDS] = _NEVER
-        for i, segment in enumerate(self._segments):
-            options, t = segment.options, segment.num_tokens
-            rows = log_probs[i * self.k : (i + 1) * self.k]
-            if t < len(options.prefix_ids):
-                forced = rows[:, options.prefix_ids[t]].clone()
-                rows.fill_(_NEVER)
-                rows[:, options.prefix_ids[t]] = forced.clamp_min(torch.finfo(torch.float32).min)
-            elif t < options.min_length:
-                rows[:, EOS_ID] = _NEVER
+    def _results_of_stuck(self, totals: Tensor) -> list[tuple[int, SegmentResult]]:
+        """Segments none of whose rows may go on or end: they stop where they stand, and the others wait for a step."""
+        return [(i, self._result(i, "length")) for i in (totals[:, 0] == NEVER).nonzero().flatten().tolist()]
 
-    def _finish(self, ends: Tensor, log_probs: Tensor, parents: Tensor) -> None:
+    def _note_dropped(self, totals: Tensor, order: Tensor, live: Tensor, ends: Tensor) -> None:
+        """The best candidate that neither goes on nor finishes; what is beyond the candidates is no better than the
+        worst of them."""
+        is_kept = torch.zeros_like(totals, dtype=torch.bool).scatter_(1, order, live > NEVER)
+        is_kept[:, : self.k] |= ends
+        dropped = torch.where(is_kept, NEVER, totals).amax(dim=1)
+        self._dropped = torch.maximum(self._dropped, torch.maximum(dropped, totals[:, -1]))
+
+    def _finish(self, ends: Tensor, totals: Tensor, parents: Tensor) -> None:
         """Keeps the hypotheses that ended among the best K."""
         for i, rank in ends.nonzero().tolist():
-            segment = self._segments[i]
-            self._keep(segment, i, int(parents[i, rank]), float(log_probs[i, rank]), ended=True)
+            self._keep_hypothesis(i, int(parents[i, rank]), float(totals[i, rank]), "eos")
 
-    def _keep(self, segment: _Segment, index: int, row: int, log_prob: float, *, ended: bool) -> None:
-        length = segment.num_tokens + (1 if ended else 0)
-        segment.keep(
-            Hypothesis(
-                token_ids=tuple(self._tokens[index, row, : segment.num_tokens].tolist()),
-                log_prob=log_prob,
-                score=log_prob / length**segment.options.length_penalty,
-                finish="eos" if ended else "length",
-            )
+    def _keep_hypothesis(self, position: int, row: int, log_prob: float, finish: Finish) -> None:
+        segment, finished = self.segments[position], self._finished[position]
+        num_tokens = int(self._lens[position])
+        length = num_tokens + (finish == "eos")
+        hypothesis = Hypothesis(
+            token_ids=tuple(self._tokens[position, row, :num_tokens].tolist()),
+            log_prob=log_prob,
+            score=segment.options.score(log_prob, max(1, length), self._coverage.of(position, row)),
+            finish=finish,
         )
+        finished.add(hypothesis, segment.options.n_best)
+        if finish == "eos" and len(finished.kept) == segment.options.n_best:
+            worst = finished.kept[0][0]
+            self._enough[position] = worst * segment.limit**segment.options.length_penalty
 
     def _append(self, tokens: Tensor, parents: Tensor) -> None:
-        longest = 1 + max(segment.num_tokens for segment in self._segments)
-        history = self._tokens.gather(1, parents[:, :, None].expand(-1, -1, self._tokens.shape[2]))
-        if history.shape[2] < longest:
-            history = torch.cat((history, history.new_zeros(*history.shape[:2], longest + 15 - history.shape[2])), 2)
-        at = torch.tensor([segment.num_tokens for segment in self._segments], device=self.device)
-        self._tokens = history.scatter(2, at[:, None, None].expand(-1, self.k, 1), tokens[:, :, None])
-        for segment in self._segments:
-            segment.num_tokens += 1
+        width = self._tokens.shape[2]
+        self._tokens = self._tokens.gather(1, parents[:, :, None].expand(-1, -1, width))
+        if int(self._lens.max()) >= width:
+            self._tokens = torch.nn.functional.pad(self._tokens, (0, width))
+        self._tokens.scatter_(2, self._lens[:, None, None].expand(-1, self.k, 1), tokens[:, :, None])
+        self._lens += 1
 
     def _done(self) -> list[tuple[int, SegmentResult]]:
-        done: list[tuple[int, SegmentResult]] = []
-        for i, (segment, best_live) in enumerate(zip(self._segments, self._log_probs[:, 0].tolist(), strict=True)):
-            if segment.num_tokens >= segment.limit or best_live == _NEVER:
-                self._cut_off(i, segment)
-            elif not segment.cannot_be_beaten(best_live) and not (self.k == 1 and segment.finished):
+        best_live = self._log_probs[:, 0]
+        is_over = (self._lens >= self._limits) | (best_live == NEVER)
+        is_done = is_over | (best_live <= self._enough)
+        if self._is_constrained:
+            for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
+                segment.num_tokens = length
+        return [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist()]
+
+    def _result(self, position: int, cut: Finish) -> SegmentResult:
+        """Live rows fill the places that no finished hypothesis took."""
+        segment, finished = self.segments[position], self._finished[position]
+        best_live = float(self._log_probs[position, 0])
+        if len(finished.kept) < segment.options.n_best:
+            self._fill_places(position, cut)
+        best_first = finished.best_first
+        best = best_first[0]
+        bound = segment.options.best_score_below(float(self._dropped[position]), segment.limit)
+        if int(self._lens[position]) < segment.limit:
+            bound = max(bound, segment.options.best_score_below(best_live, segment.limit))
+        is_optimal = best.finish == "eos" and bound <= best.score
+        return SegmentResult(
+            hypotheses=best_first,
+            num_steps=int(self._lens[position]),
+            is_optimal=True if is_optimal else None,
+            bound=max(bound, best.score) if best.finish == "eos" else None,
+            tree=tuple(finished.nodes),
+        )
+
+    def _fill_places(self, position: int, cut: Finish) -> None:
+        segment, finished = self.segments[position], self._finished[position]
+        for row, log_prob in enumerate(self._log_probs[position].tolist()):
+            if len(finished.kept) >= segment.options.n_best or (log_prob == NEVER and finished.kept):
+                return
+            self._keep_hypothesis(position, row, log_prob, cut)
+
+    def _note_trees(self, totals: Tensor, parents: Tensor, tokens: Tensor, order: Tensor) -> None:
+        for i, segment in enumerate(self.segments):
+            if not segment.options.wants_tree:
                 continue
-            done.append((segment.handle, segment.result()))
-        return done
+            finished = self._finished[i]
+            alive = set(order[i].tolist())
+            number: dict[int, int] = {}
+            candidates = zip(totals[i].tolist(), parents[i].tolist(), tokens[i].tolist(), strict=True)
+            for rank, (total, parent, token) in enumerate(candidates):
+                if total == NEVER:
+                    continue
+                ends = token == EOS_ID and rank < self.k
+                state = "finished" if ends else "live" if rank in alive and token != EOS_ID else "pruned"
+                number[rank] = len(finished.nodes)
+                finished.nodes.append(
+                    TreeNode(parent=finished.row_nodes[parent], token_id=token, log_prob=total, state=state)  # type: ignore[arg-type]
+                )
+            finished.row_nodes = [number.get(rank, -1) for rank in order[i].tolist()]
 
-    def _cut_off(self, index: int, segment: _Segment) -> None:
-        """At the length limit the live rows fill the places that no finished hypothesis took."""
-        for row, log_prob in enumerate(self._log_probs[index].tolist()):
-            if len(segment.finished) >= segment.options.n_best or (log_prob == _NEVER and segment.finished):
-                break
-            self._keep(segment, index, row, log_prob, ended=False)
+    def _history(self, position: int) -> list[list[int]]:
+        rows: list[list[int]] = self._tokens[position, :, : int(self._lens[position])].tolist()
+        return rows
 
+    def keep(self, order: Sequence[int]) -> None:
+        index = torch.tensor(order, dtype=torch.int64, device=self.device)
+        self.segments = [self.segments[i] for i in order]
+        self._finished = [self._finished[i] for i in order]
+        self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
+        self._dropped, self._enough = self._dropped[index], self._enough[index]
+        self._lens, self._limits = self._lens[index], self._limits[index]
+        self._is_constrained = any(segment.options.is_constrained for segment in self.segments)
+        self._coverage.keep(order)
 
-def handles_of(results: Sequence[tuple[int, SegmentResult]]) -> set[int]:
-    """The handles of finished segments."""
-    return {handle for handle, _ in results}
+    def cut(self, position: int, finish: Finish) -> SegmentResult:
+        return self._result(position, finish)
+
+    def agreed_ids(self, position: int) -> list[int]:
+        """What all live rows and the best finished hypothesis begin with."""
+        histories = [
+            tokens
+            for tokens, log_prob in zip(self._history(position), self._log_probs[position].tolist(), strict=True)
+            if log_prob > NEVER
+        ]
+        histories.extend(list(entry[2].token_ids) for entry in self._finished[position].kept)
+        if not histories:
+            return []
+        shortest = min(map(len, histories))
+        for t in range(shortest):
+            if any(tokens[t] != histories[0][t] for tokens in histories):
+                return histories[0][:t]
+        return histories[0][:shortest]

@@ -1,20 +1,32 @@
-"""What a caller may ask of a search, and what it gets back. Knows no network and no text.
+"""What a caller may ask of a search, what it gets back, and what every search is to the decoding loop.
 
-A hypothesis of T tokens (`<eos>` counted) with log-probability p has the score p / T**length_penalty: the mean a token
-at 1, the plain log-probability at 0 (Wu et al. 2016, section 7, in its simplest form).
+Knows no network and no text. A hypothesis of T tokens (`<eos>` counted) with log-probability p has the score
+
+    p / T**length_penalty + coverage_penalty · Σ_s log(min(Σ_t a_ts, 1))
+
+where a_ts is the attention that target token t paid to source token s: the mean a token at length penalty 1, the plain
+log-probability at 0 (Wu et al. 2016, equation 14, with T in place of its length term).
+
+Shape letters: R segments of one lane, K rows a segment, V vocabulary (padded), S source length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from model.errors import InvalidValue
 
 MAX_K = 256
 MAX_LENGTH = 2048
+NEVER = float("-inf")
+NUM_BANNED = 3  # <unk>, <pad> and <bos> are the first ids, and nobody wants to read them
 
-Finish = Literal["eos", "length"]
+Finish = Literal["eos", "length", "deadline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +34,23 @@ class SearchOptions:
     """One segment's search.
 
     Attributes:
-        search: `greedy` or `beam`.
-        k: the beam width; greedy is a beam of width 1.
-        n_best: hypotheses wanted, at most k.
-        length_penalty: exponent of the length that a log-probability is divided by.
+        search: `greedy`, `beam`, `sample` or `exact`.
+        k: the beam width; greedy is a beam of width 1. `exact` starts from the best of a beam of width k, and then
+            extends up to k nodes a step. `sample` draws n_best translations and has no k of its own.
+        n_best: hypotheses wanted, at most k. `exact` gives one.
+        length_penalty, coverage_penalty: of the score, above.
         max_length: tokens a hypothesis may have; None for twice the source and 10 more.
         min_length: tokens before `<eos>` is allowed.
         prefix_ids: tokens that every hypothesis starts with.
+        no_repeat_ngram: no n-gram of this many tokens may occur twice; 0 for no such rule.
+        banned_ids: token sequences that may not occur.
+        temperature: `sample` divides log-probabilities by it: below 1 sharper, above 1 flatter.
+        top_k, top_p: `sample` draws among the top_k most probable tokens (0 for all), and among the fewest that hold
+            top_p of the probability (Holtzman et al. 2020).
+        seed: of `sample`; the same seed gives the same translation. None draws one.
+        max_nodes: nodes that `exact` may extend before it gives up proving.
+        wants_tree: `beam` also returns every node that it looked at.
+        wants_attention: the attention of the best hypothesis is returned, with each token's log-probability.
 
     Raises:
         InvalidValue: naming the option.
@@ -38,9 +60,19 @@ class SearchOptions:
     k: int = 5
     n_best: int = 1
     length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
     max_length: int | None = None
     min_length: int = 0
     prefix_ids: tuple[int, ...] = ()
+    no_repeat_ngram: int = 0
+    banned_ids: tuple[tuple[int, ...], ...] = ()
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_nodes: int = 5000
+    wants_tree: bool = False
+    wants_attention: bool = False
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
@@ -49,10 +81,12 @@ class SearchOptions:
         if self.search == "greedy" and self.k != 1:
             raise InvalidValue("k", self.k, "1 for greedy search; a wider beam is search = beam")
         _check_whole("n_best", self.n_best, 1, MAX_K)
+        if self.search == "exact" and self.n_best != 1:
+            raise InvalidValue("n_best", self.n_best, "1 for exact search, which proves one translation the best")
         if self.n_best > self.k:
             raise InvalidValue("n_best", self.n_best, f"a whole number from 1 to k ({self.k})")
-        if not 0 <= self.length_penalty <= 10:
-            raise InvalidValue("length_penalty", self.length_penalty, "a number from 0 to 10")
+        _check_number("length_penalty", self.length_penalty, 0, 10)
+        _check_number("coverage_penalty", self.coverage_penalty, 0, 10)
         if self.max_length is not None:
             _check_whole("max_length", self.max_length, 1, MAX_LENGTH)
         _check_whole("min_length", self.min_length, 0, MAX_LENGTH)
@@ -60,6 +94,28 @@ class SearchOptions:
             raise InvalidValue(
                 "min_length", self.min_length, f"a whole number from 0 to max_length ({self.max_length})"
             )
+        _check_whole("no_repeat_ngram", self.no_repeat_ngram, 0, MAX_LENGTH)
+        for sequence in self.banned_ids:
+            if not sequence:
+                raise InvalidValue("banned", "", "texts that are not blank")
+        if not 0 < self.temperature <= 100:
+            raise InvalidValue("temperature", self.temperature, "a number above 0, up to 100")
+        _check_whole("top_k", self.top_k, 0, 1_000_000)
+        if not 0 < self.top_p <= 1:
+            raise InvalidValue("top_p", self.top_p, "a number above 0, up to 1")
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, 2**63 - 1)
+        _check_whole("max_nodes", self.max_nodes, 1, 10_000_000)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that its segment holds in every step."""
+        return self.n_best if self.search == "sample" else self.k
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether its rows need a look before each step: see constraints.py."""
+        return bool(self.prefix_ids or self.min_length or self.no_repeat_ngram or self.banned_ids)
 
     def length_limit(self, num_src_tokens: int) -> int:
         """Tokens that a hypothesis of a source this long may have."""
@@ -67,13 +123,29 @@ class SearchOptions:
             return self.max_length
         return min(MAX_LENGTH, max(2 * num_src_tokens + 10, self.min_length, len(self.prefix_ids) + 1))
 
+    def score(self, log_prob: float, num_tokens: int, coverage: float = 0.0) -> float:
+        """Of a hypothesis of so many tokens, `<eos>` counted; `coverage` is the sum of logarithms above."""
+        plain: float = log_prob / num_tokens**self.length_penalty
+        return plain + self.coverage_penalty * coverage if self.coverage_penalty else plain
 
-SEARCHES = ("greedy", "beam")
+    def best_score_below(self, log_prob: float, limit: int) -> float:
+        """No hypothesis that continues one of this log-probability can score higher: all its coming tokens certain,
+        as long as it may be, and every source token covered."""
+        bound: float = log_prob / limit**self.length_penalty
+        return bound
 
 
-def _check_whole(name: str, value: int, low: int, high: int) -> None:
+SEARCHES = ("greedy", "beam", "sample", "exact")
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidValue(name, value, f"a whole number from {low} to {high}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InvalidValue(name, value, f"a number from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +155,8 @@ class Hypothesis:
     Attributes:
         token_ids: without `<eos>`.
         log_prob: of all its tokens, `<eos>` included where it ended itself, in nats.
-        score: log_prob / length ** length_penalty.
-        finish: `eos`, or `length` where it was cut off.
+        score: see the module.
+        finish: `eos`; `length` where it was cut off, `deadline` where time was up.
     """
 
     token_ids: tuple[int, ...]
@@ -94,13 +166,126 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreeNode:
+    """A node that a beam search looked at.
+
+    Attributes:
+        parent: index of its parent in the list of nodes; -1 for children of the root.
+        token_id, log_prob: its token, and the log-probability of the hypothesis up to it.
+        state: `live` where it was extended, `finished` where it ended, `pruned` where it fell off the beam.
+    """
+
+    parent: int
+    token_id: int
+    log_prob: float
+    state: Literal["live", "finished", "pruned"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentResult:
     """The outcome of one segment's search.
 
     Attributes:
         hypotheses: best score first; at least one, at most n_best.
         num_steps: network steps it took.
+        is_optimal: True where no hypothesis can score higher, proven; False where `exact` gave up; None where
+            nothing is known.
+        bound: no hypothesis scores higher than this; None where nothing is known.
+        tree: what the beam looked at, where asked.
+        token_log_probs: of the best hypothesis' tokens, `<eos>` included, where attention was asked for.
+        attention: [T, S] of the best hypothesis, where asked and the network has any.
     """
 
     hypotheses: tuple[Hypothesis, ...]
     num_steps: int
+    is_optimal: bool | None = None
+    bound: float | None = None
+    tree: tuple[TreeNode, ...] = ()
+    token_log_probs: tuple[float, ...] = ()
+    attention: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(eq=False)
+class LiveSegment:
+    """What a search keeps in Python for a segment; searches add tensors of their own beside it.
+
+    Attributes:
+        handle: the decoder's number for it.
+        limit: tokens a hypothesis may have.
+        num_src: tokens of its source, `<eos>` counted.
+        num_tokens: of the live hypotheses.
+        best: what an earlier stage found: `exact` starts from the beam's best, `forced` runs through it.
+    """
+
+    handle: int
+    options: SearchOptions
+    limit: int
+    num_src: int
+    num_tokens: int = 0
+    best: SegmentResult | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """How the lane's rows go on after a step.
+
+    Attributes:
+        ids: [R·K] int64, the token of each row for the next step.
+        rows: [R·K] int64, which row of this step each row continues; None where each continues itself. Of a search
+            that parks states, which slot.
+        done: positions of the segments that are done, with their results. Their rows are still there: `keep` drops
+            them.
+        parked: rows of this step [P] int64 and the slots [P] int64 where their states are to be kept.
+    """
+
+    ids: Tensor
+    rows: Tensor | None
+    done: Sequence[tuple[int, SegmentResult]]
+    parked: tuple[Tensor, Tensor] | None = None
+
+
+class LaneSearch:
+    """One kind of search over all its segments at once: pure bookkeeping on log-probabilities.
+
+    Rows stand segment by segment, K for each. The loop calls `absorb` with the rows' log-probabilities and extends the
+    rows as it is told; then `keep`, where segments left.
+
+    Args:
+        k: K.
+        device: where log-probabilities come from.
+    """
+
+    parks: ClassVar[bool] = False
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        self.k = k
+        self.device = device
+        self.segments: list[LiveSegment] = []
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.segments) * self.k
+
+    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+        """New segments, whose rows come after all others.
+
+        Returns:
+            First tokens of their rows [R'·K] int64; None for `<bos>` everywhere, which all searches begin with.
+        """
+        raise NotImplementedError
+
+    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+        """Takes a step: log_probs [R·K, V] float32, which it may overwrite, and attention [R·K, S] if there is any."""
+        raise NotImplementedError
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Only the segments at these positions stay, in this order."""
+        raise NotImplementedError
+
+    def cut(self, position: int, finish: Finish) -> SegmentResult:
+        """The best that the segment has so far, for one that has to stop now. It has taken at least one step."""
+        raise NotImplementedError
+
+    def agreed_ids(self, position: int) -> list[int]:
+        """Tokens that the best hypothesis is sure to start with, as far as the search can tell."""
+        raise NotImplementedError

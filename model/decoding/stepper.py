@@ -2,73 +2,132 @@
 
 Segments join and leave between steps, whatever their search and width. Not thread-safe: one thread owns a StepDecoder.
 
-Shape letters: B segments that join together, N live rows, R segments of one width, K beam width, S source length.
+Segments of one kind, number of rows and width of source stand together in a *lane*; all lanes' rows stand one lane
+after the other in one state, which one network step extends:
+
+    lanes   greedy, 1 row, 16 wide     beam, 5 rows, 16 wide      exact, 5 rows, 32 wide
+    rows    0 1 2                      3 4 5 6 7 | 8 9 10 11 12   13 14 15 16 17
+
+A segment goes through *stages*: `exact` begins as a beam, and an explanation ends with a walk through the result.
+Between two stages it changes lanes.
+
+Shape letters: N live rows, R segments of a lane, K rows a segment, S source length, P parked states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.data.vocab import BOS_ID, PAD_ID
-from model.decoding.beam import BeamSearch, handles_of
-from model.decoding.search import SearchOptions, SegmentResult
+from model.decoding.beam import BeamSearch
+from model.decoding.exact import ExactSearch
+from model.decoding.greedy import GreedySearch
+from model.decoding.sampling import SamplingSearch
+from model.decoding.scoring import ForcedSearch
+from model.decoding.search import Absorbed, Finish, LaneSearch, LiveSegment, SearchOptions, SegmentResult
+from model.decoding.sources import SourceTable, width_for
 from model.network.decoder import Memory
+from model.network.inference import InferenceNetwork
 from model.network.recurrent import State
-from model.network.seq2seq import Seq2Seq
 
-_SRC_MULTIPLE = 16  # source lengths in a memory are padded to its multiples, so that few widths occur
+STAGES: dict[str, type[LaneSearch]] = {
+    "greedy": GreedySearch,
+    "beam": BeamSearch,
+    "sample": SamplingSearch,
+    "exact": ExactSearch,
+    "forced": ForcedSearch,
+}
 
 
-@dataclass
+class _LaneKey(NamedTuple):
+    stage: str
+    num_rows: int
+    width: int
+    has_coverage: bool
+
+
+@dataclass(eq=False)
 class _Lane:
-    """The segments of one beam width: their search, their sources, and the state of their rows."""
+    """Segments that are decoded alike: their search, their sources, and the states that wait for their turn."""
 
-    search: BeamSearch
-    memory: Memory
-    state: State  # tensors [R·K, ...]
-    ids: Tensor  # [R·K] int64, the last token of each row
+    key: _LaneKey
+    search: LaneSearch
+    sources: SourceTable
+    parked: list[Tensor] = field(default_factory=list)  # [P, ...] of each part of the state
+
+    def park(self, state: Sequence[Tensor], rows: Tensor, slots: Tensor) -> None:
+        """Keeps the states of these rows [n] in these slots [n]."""
+        if not len(slots):
+            return
+        needed = int(slots.max()) + 1
+        if not self.parked or self.parked[0].shape[0] < needed:
+            old = self.parked or [part.new_empty(0, *part.shape[1:]) for part in state]
+            self.parked = [torch.cat((part, part.new_zeros(needed, *part.shape[1:]))) for part in old]
+        for kept, part in zip(self.parked, state, strict=True):
+            kept[slots] = part[rows]
+
+
+@dataclass(eq=False)
+class _Journey:
+    """A segment's way through its stages.
+
+    Attributes:
+        stages: those still to come.
+        joined_at: steps of the decoder before it came.
+        source, state: its memory and first state, where a later stage begins from them again.
+    """
+
+    segment: LiveSegment
+    stages: list[str]
+    source: Memory | None = None
+    state: State | None = None
+    joined_at: int = 0
 
 
 class StepDecoder:
     """Live rows of many segments over one network.
 
     Args:
-        network: in evaluation mode; only `encode` and `step` are called.
-        max_rows: rows that may be alive at once. A segment takes k of them.
+        network: packed; only `encode` and `step` are called.
+        max_rows: rows that may be alive at once. A segment takes `options.num_rows` of them.
     """
 
-    def __init__(self, network: Seq2Seq, *, max_rows: int = 512) -> None:
+    def __init__(self, network: InferenceNetwork, *, max_rows: int = 256) -> None:
         self._network = network
-        self._device = next(network.parameters()).device
+        self._device = network.device
         self.max_rows = max_rows
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[_LaneKey, _Lane] = {}
+        self._state: State = ()  # tensors [N, ...]
+        self._ids = torch.empty(0, dtype=torch.int64, device=self._device)  # [N], the last token of each row
         self._next_handle = 0
-        self._widths: dict[int, int] = {}  # handle -> k
+        self._journeys: dict[int, _Journey] = {}
+        self._num_rows = 0
+        self._num_steps = 0
 
     @property
     def num_rows(self) -> int:
         """N, the rows that the next step will extend."""
-        return sum(lane.search.num_rows for lane in self._lanes.values())
+        return self._num_rows
 
     @property
     def num_segments(self) -> int:
-        return len(self._widths)
+        return len(self._journeys)
 
     def can_add(self, options: SearchOptions) -> bool:
         """Whether there is room for one more segment; an idle decoder takes any."""
-        return self.num_rows + options.k <= self.max_rows or not self._widths
+        return self.num_rows + options.num_rows <= self.max_rows or not self._journeys
 
     @torch.inference_mode()
     def add(self, segments: Sequence[tuple[Sequence[int], SearchOptions]]) -> list[int]:
         """Encodes segments as one batch and makes their rows live.
 
         Args:
-            segments: source ids (ended by `<eos>`, not empty) and options of each. Segments of like length waste least.
+            segments: source ids (ended by `<eos>`, not empty) and options of each.
 
         Returns:
             A handle for each, in order.
@@ -76,34 +135,67 @@ class StepDecoder:
         if not segments:
             return []
         lens = [len(ids) for ids, _ in segments]
-        width = -(-max(lens) // _SRC_MULTIPLE) * _SRC_MULTIPLE
+        width = width_for(max(lens))
         src_ids = torch.tensor([[*ids, *[PAD_ID] * (width - len(ids))] for ids, _ in segments], device=self._device)
-        memory, state = self._network.encode(src_ids, torch.tensor(lens, device=self._device))
+        memory, state = self._network.encode(src_ids, lens)
         handles = list(range(self._next_handle, self._next_handle + len(segments)))
         self._next_handle += len(segments)
-        for k in sorted({options.k for _, options in segments}):
-            chosen = [i for i, (_, options) in enumerate(segments) if options.k == k]
-            lane = self._join(k, chosen, memory, state)
-            for i in chosen:
-                lane.search.add(handles[i], segments[i][1], lens[i])
-                self._widths[handles[i]] = k
+        journeys: list[_Journey] = []
+        for i, (_, options) in enumerate(segments):
+            first, *later = _stages(options)
+            segment = LiveSegment(handles[i], options, options.length_limit(lens[i]), lens[i])
+            journey = _Journey(segment, [first, *later])
+            if later:
+                journey.source, journey.state = _entry(memory, i), tuple(part[i : i + 1].clone() for part in state)
+            journeys.append(journey)
+            self._journeys[handles[i]] = journey
+            journey.joined_at = self._num_steps
+        self._join(journeys, memory, state)
         return handles
 
-    def _join(self, k: int, chosen: list[int], memory: Memory, state: State) -> _Lane:
-        """Appends encoded segments to the lane of their width; the search hears of them next."""
-        index = torch.tensor(chosen, device=self._device)
-        arrived = _select(memory, index, k)
-        rows = tuple(part[index].repeat_interleave(k, dim=0) for part in state)
-        ids = torch.full((len(chosen) * k,), BOS_ID, dtype=torch.int64, device=self._device)
-        lane = self._lanes.get(k)
-        if lane is None:
-            lane = _Lane(BeamSearch(k, self._device), arrived, rows, ids)
-            self._lanes[k] = lane
-            return lane
-        lane.memory = _concatenate(lane.memory, arrived)
-        lane.state = tuple(torch.cat(parts) for parts in zip(lane.state, rows, strict=True))
-        lane.ids = torch.cat((lane.ids, ids))
-        return lane
+    def _join(self, journeys: Sequence[_Journey], memory: Memory, state: State) -> None:
+        """Each journey enters its next stage, with the same entry of the memory and the state [R', ...]."""
+        arrivals: dict[_LaneKey, list[int]] = {}
+        for i, journey in enumerate(journeys):
+            arrivals.setdefault(_lane_key(journey.stages.pop(0), journey.segment), []).append(i)
+        new_ids: dict[_LaneKey, Tensor] = {}
+        starts = self._starts()
+        for key, entries in arrivals.items():
+            lane = self._lanes.get(key)
+            if lane is None:
+                lane = _Lane(key, STAGES[key.stage](key.num_rows, self._device), SourceTable(key.width, key.num_rows))
+                self._lanes[key] = lane
+            lane.sources.add(memory, entries)
+            ids = lane.search.add([journeys[i].segment for i in entries])
+            blank = torch.full((len(entries) * key.num_rows,), BOS_ID, dtype=torch.int64, device=self._device)
+            new_ids[key] = blank if ids is None else ids
+        if not self._state:
+            self._state = tuple(part[:0] for part in state)
+        pieces: list[list[Tensor]] = [[] for _ in state]
+        id_pieces: list[Tensor] = []
+        for key in self._lanes:
+            start, end = starts.get(key, (0, 0))
+            if start < end:
+                id_pieces.append(self._ids[start:end])
+                for piece, part in zip(pieces, self._state, strict=True):
+                    piece.append(part[start:end])
+            if key in arrivals:
+                id_pieces.append(new_ids[key])
+                index = torch.tensor(arrivals[key], device=self._device).repeat_interleave(key.num_rows)
+                for piece, part in zip(pieces, state, strict=True):
+                    piece.append(part[index])
+        self._state = tuple(torch.cat(piece) for piece in pieces)
+        self._ids = torch.cat(id_pieces)
+        self._num_rows = self._ids.shape[0]
+
+    def _starts(self) -> dict[_LaneKey, tuple[int, int]]:
+        """Where each lane's rows begin and end."""
+        starts: dict[_LaneKey, tuple[int, int]] = {}
+        start = 0
+        for key, lane in self._lanes.items():
+            starts[key] = (start, start + lane.search.num_rows)
+            start += lane.search.num_rows
+        return starts
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, SegmentResult]]:
@@ -115,65 +207,158 @@ class StepDecoder:
         if not self._lanes:
             return []
         lanes = list(self._lanes.values())
-        ids = torch.cat([lane.ids for lane in lanes]) if len(lanes) > 1 else lanes[0].ids
-        state = tuple(torch.cat(parts) for parts in zip(*(lane.state for lane in lanes), strict=True))
-        log_probs, state = self._network.step(ids, state, [lane.memory for lane in lanes])
-        done: list[tuple[int, SegmentResult]] = []
+        log_probs, state, attention = self._network.step(
+            self._ids, self._state, [lane.sources.memory() for lane in lanes]
+        )
+        absorbed: list[Absorbed] = []
         start = 0
-        for lane in lanes:
+        for i, lane in enumerate(lanes):
             end = start + lane.search.num_rows
-            parents, lane.ids, finished = lane.search.absorb(log_probs[start:end])
-            lane.state = tuple(part[start:end][parents] for part in state)
+            absorbed.append(lane.search.absorb(log_probs[start:end], attention[i] if attention else None))
+            parked = absorbed[-1].parked
+            if parked is not None:
+                lane.park([part[start:end] for part in state], *parked)
             start = end
-            done.extend(finished)
-        self._leave(handles_of(done))
-        return done
+        self._state = state
+        self._num_steps += 1
+        return self._arrange(lanes, absorbed)
+
+    def _arrange(self, lanes: Sequence[_Lane], absorbed: Sequence[Absorbed]) -> list[tuple[int, SegmentResult]]:
+        """Rows take the places that their searches want, and segments that are done with their stage leave the lane."""
+        ended: list[tuple[_Journey, SegmentResult]] = []
+        moves: list[Tensor | None] = []
+        ids: list[Tensor] = []
+        for lane, step in zip(lanes, absorbed, strict=True):
+            segments = lane.search.segments
+            ended.extend((self._journeys[segments[at].handle], result) for at, result in step.done)
+            rows, lane_ids = step.rows, step.ids
+            if step.done:
+                places = self._leave(lane, {at for at, _ in step.done})
+                rows, lane_ids = (places if rows is None else rows[places]), lane_ids[places]
+            moves.append(rows)
+            ids.append(lane_ids)
+        self._ids = torch.cat(ids) if len(ids) > 1 else ids[0]
+        self._num_rows = self._ids.shape[0]
+        self._move(lanes, moves, [len(a.ids) for a in absorbed])
+        self._drop_empty_lanes()
+        return [(j.segment.handle, result) for j, result in ended if self._is_through(j, result)]
+
+    def _leave(self, lane: _Lane, positions: set[int]) -> Tensor:
+        """Segments leave a lane; the last ones take their places. Returns the rows that stay, in their new order."""
+        order = _without(len(lane.search.segments), positions)
+        lane.search.keep(order)
+        lane.sources.keep(order)
+        k = lane.key.num_rows
+        rows = [at * k + row for at in order for row in range(k)]
+        return torch.tensor(rows, dtype=torch.int64, device=self._device)
+
+    def _move(self, lanes: Sequence[_Lane], moves: Sequence[Tensor | None], num_before: Sequence[int]) -> None:
+        """Rows of the state as `moves` say, for each lane: rows of its own, slots of its parked states, or None."""
+        if all(rows is None for rows in moves):
+            return
+        index: list[Tensor] = []
+        start = 0
+        for lane, rows, num_rows in zip(lanes, moves, num_before, strict=True):
+            if rows is None:
+                index.append(torch.arange(start, start + num_rows, device=self._device))
+            else:
+                index.append(torch.full_like(rows, start) if lane.search.parks else rows + start)
+            start += num_rows
+        whole = torch.cat(index) if len(index) > 1 else index[0]
+        self._state = tuple(part.index_select(0, whole) for part in self._state)
+        start = 0
+        for lane, rows, chosen in zip(lanes, moves, index, strict=True):
+            end = start + len(chosen)
+            if rows is not None and lane.search.parks:
+                for part, kept in zip(self._state, lane.parked, strict=True):
+                    part[start:end] = kept[rows]
+            start = end
+
+    def _is_through(self, journey: _Journey, result: SegmentResult) -> bool:
+        """Whether a segment that ended a stage has ended its last; else it enters the next."""
+        if journey.stages and journey.stages[0] == "exact" and result.is_optimal:
+            journey.stages.pop(0)  # the beam has proven it already
+        if not journey.stages:
+            del self._journeys[journey.segment.handle]
+            return True
+        assert journey.source is not None and journey.state is not None
+        journey.segment = replace(journey.segment, best=result, num_tokens=0)
+        self._join([journey], journey.source, journey.state)
+        return False
+
+    def _drop_empty_lanes(self) -> None:
+        for key in [key for key, lane in self._lanes.items() if not lane.search.segments]:
+            del self._lanes[key]
+
+    def _find(self, handle: int) -> tuple[_Lane, int]:
+        for lane in self._lanes.values():
+            for position, segment in enumerate(lane.search.segments):
+                if segment.handle == handle:
+                    return lane, position
+        raise AssertionError(f"segment {handle} is in no lane")
 
     @torch.inference_mode()
     def cancel(self, handle: int) -> None:
         """Frees a segment's rows at once. One that is done or unknown is none of our business any more."""
-        if handle in self._widths:
-            self._leave({handle})
+        if handle not in self._journeys:
+            return
+        del self._journeys[handle]
+        lane, position = self._find(handle)
+        start, end = self._starts()[lane.key]
+        rows = self._leave(lane, {position})
+        stay = torch.cat((torch.arange(start), rows.cpu() + start, torch.arange(end, self._num_rows))).to(self._device)
+        self._state = tuple(part.index_select(0, stay) for part in self._state)
+        self._ids = self._ids[stay]
+        self._num_rows = self._ids.shape[0]
+        self._drop_empty_lanes()
 
-    def _leave(self, handles: set[int]) -> None:
-        for k in {self._widths.pop(handle) for handle in handles}:
-            lane = self._lanes[k]
-            keep = lane.search.remove(handles)
-            if lane.search.num_segments == 0:
-                del self._lanes[k]
-            elif keep is not None:
-                rows = (keep[:, None] * k + torch.arange(k, device=self._device)).flatten()
-                lane.memory = _select(lane.memory, keep, k)
-                lane.state = tuple(part[rows] for part in lane.state)
-                lane.ids = lane.ids[rows]
+    @torch.inference_mode()
+    def cut(self, handle: int, finish: Finish = "deadline") -> SegmentResult | None:
+        """The best that a segment has so far; it leaves. None where it has nothing yet."""
+        journey = self._journeys.get(handle)
+        if journey is None:
+            return None
+        lane, position = self._find(handle)
+        has_stepped = journey.segment.best is not None or self._num_steps > journey.joined_at
+        result = lane.search.cut(position, finish) if has_stepped else None
+        self.cancel(handle)
+        return result
 
-
-def _select(memory: Memory, index: Tensor, rows_each: int) -> Memory:
-    """The entries of `index` [R'] int64, each with `rows_each` rows."""
-    return Memory(
-        None if memory.keys is None else memory.keys[index],
-        None if memory.values is None else memory.values[index],
-        memory.mask[index],
-        None if memory.context is None else memory.context[index],
-        rows_each,
-    )
-
-
-def _concatenate(first: Memory, second: Memory) -> Memory:
-    """Entries of both, padded to the wider source."""
-    width = max(first.mask.shape[1], second.mask.shape[1])
-
-    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else torch.cat((_widen(a, width), _widen(b, width)))
-
-    mask = torch.cat((_widen(first.mask, width), _widen(second.mask, width)))
-    context = None if first.context is None or second.context is None else torch.cat((first.context, second.context))
-    keys, values = joined(first.keys, second.keys), joined(first.values, second.values)
-    return Memory(keys, values, mask, context, first.rows_each)
+    def agreed_ids(self, handle: int) -> list[int]:
+        """Tokens that a live segment's translation is sure to start with."""
+        journey = self._journeys.get(handle)
+        if journey is None or self._num_steps == journey.joined_at or "exact" in journey.stages:
+            return []  # a beam that exact search follows promises nothing
+        lane, position = self._find(handle)
+        return lane.search.agreed_ids(position)
 
 
-def _widen(x: Tensor, width: int) -> Tensor:
-    """x [R, S, ...] padded with zeros (False) to [R, width, ...]."""
-    if x.shape[1] == width:
-        return x
-    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
+def _stages(options: SearchOptions) -> list[str]:
+    stages = ["beam", "exact"] if options.search == "exact" else [options.search]
+    return [*stages, "forced"] if options.wants_attention else stages
+
+
+def _lane_key(stage: str, segment: LiveSegment) -> _LaneKey:
+    options = segment.options
+    num_rows = 1 if stage == "forced" else options.num_rows
+    return _LaneKey(stage, num_rows, width_for(segment.num_src), bool(options.coverage_penalty))
+
+
+def _entry(memory: Memory, index: int) -> Memory:
+    """One sentence's memory, for itself."""
+
+    def one(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part[index : index + 1].clone()
+
+    values = one(memory.values)
+    keys = values if memory.keys is memory.values else one(memory.keys)
+    return Memory(keys, values, memory.mask[index : index + 1].clone(), one(memory.context))
+
+
+def _without(num: int, gone: set[int]) -> list[int]:
+    """Positions 0 to num - 1 without some, the last ones standing where those were: (5, {1, 2}) -> [0, 3, 4]."""
+    order = list(range(num))
+    for hole in sorted(gone, reverse=True):
+        order[hole] = order[-1]
+        order.pop()
+    return order

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.errors import InvalidValue
 
+_NEVER = float("-inf")
+
 
 class Attention(nn.Module):
     """Base of the score functions: softmax over the valid source positions, then the weighted sum of the memory."""
@@ -27,15 +29,23 @@ class Attention(nn.Module):
         """memory [B, S, M] -> keys [B, S, A]."""
         raise NotImplementedError
 
-    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """query [B, Q, H], keys [B, S, A] -> [B, Q, S], or [B, heads, Q, S] with several heads."""
+    def queries(self, state: Tensor) -> Tensor:
+        """Decoder states [..., H] as they meet the keys: [..., A]."""
+        return state
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """queries [B, Q, A], keys [B, S, A] -> [B, Q, S], or [B, heads, Q, S] with several heads."""
         raise NotImplementedError
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks decoder states up: query [B, Q, H]; the rest as in `look_up`."""
+        return self.look_up(self.queries(query), keys, memory, mask)
+
+    def look_up(self, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Looks the queries up.
 
         Args:
-            query: [B, Q, H] float.
+            queries: [B, Q, A] float, from `queries`.
             keys: [B, S, A], from `keys`.
             memory: [B, S, M].
             mask: [B, S] bool, True = valid.
@@ -43,11 +53,11 @@ class Attention(nn.Module):
         Returns:
             The context [B, Q, M] and the weights [B, Q, S] (their mean over the heads).
         """
-        scores = self.scores(query, keys)
+        scores = self.scores(queries, keys)
         if self.num_heads == 1:
-            weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(dim=-1)  # [B, Q, S]
+            weights = torch.where(mask[:, None], scores, _NEVER).softmax(dim=-1)  # [B, Q, S]
             return weights @ memory, weights
-        weights = scores.masked_fill(~mask[:, None, None], float("-inf")).softmax(dim=-1)  # [B, heads, Q, S]
+        weights = torch.where(mask[:, None, None], scores, _NEVER).softmax(dim=-1)  # [B, heads, Q, S]
         parts = memory.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, S, M / heads]
         return (weights @ parts).transpose(1, 2).flatten(2), weights.mean(dim=1)
 
@@ -63,8 +73,8 @@ class DotAttention(Attention):
     def keys(self, memory: Tensor) -> Tensor:
         return memory
 
-    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        return query @ keys.transpose(1, 2)
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return queries @ keys.transpose(1, 2)
 
 
 class GeneralAttention(DotAttention):
@@ -97,10 +107,16 @@ class AdditiveAttention(Attention):
         projected: Tensor = self.project_memory(memory)
         return projected
 
-    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        energy = torch.tanh(self.project_query(query)[:, :, None] + keys[:, None])  # [B, Q, S, A]
-        if self.num_heads == 1:
+    def queries(self, state: Tensor) -> Tensor:
+        projected: Tensor = self.project_query(state)
+        return projected
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        energy = torch.tanh(queries[:, :, None] + keys[:, None])  # [B, Q, S, A]
+        if self.num_heads == 1 and self.training:
             return energy @ self.score
+        if self.num_heads == 1:  # slower, but no row's sum depends on how many rows there are
+            return (energy * self.score).sum(dim=-1)
         by_head: Tensor = (energy * self.score).unflatten(-1, (self.num_heads, -1)).sum(dim=-1)  # [B, Q, S, heads]
         return by_head.permute(0, 3, 1, 2)
 

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
     def _num_states(self) -> int:
         return CELLS[self.config.cell].num_states
 
-    def _source_layer(self, layer: int) -> int:
+    def source_layer(self, layer: int) -> int:
         """The encoder layer whose last state starts a decoder layer: the stacks are aligned at their tops."""
         return max(0, self.config.encoder_layers - self.config.decoder_layers + layer)
 
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         config = self.config
         bridges: list[nn.Module] = []
         for layer in range(config.decoder_layers):
-            width = self._last_dim(self._source_layer(layer))
+            width = self._last_dim(self.source_layer(layer))
             for _ in range(self._num_states):
                 same = width == config.decoder_dim
                 bridges.append(
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         """The state before the first token, from the encoder's last states: tensors [B, H] (and [B, F])."""
         state: list[Tensor] = []
         for layer in range(self.config.decoder_layers):
-            parts = encoded.last_states[self._source_layer(layer)]
+            parts = encoded.last_states[self.source_layer(layer)]
             bridges = self.bridges[layer * self._num_states : (layer + 1) * self._num_states]
             state.extend(bridge(part) for bridge, part in zip(bridges, parts, strict=True))
         if self.config.input_feeding:

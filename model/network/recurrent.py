@@ -37,6 +37,7 @@ class Cell(nn.Module):
 
     num_gates: ClassVar[int]
     num_states: ClassVar[int]
+    is_additive: ClassVar[bool]  # the two shares of the gates enter as their sum only
 
     def __init__(self, input_dim: int, hidden_dim: int, *, layer_norm: bool = False) -> None:
         super().__init__()
@@ -82,6 +83,11 @@ class Cell(nn.Module):
     @staticmethod
     def activate(input_gates: Tensor, hidden_gates: Tensor, state: State) -> State:
         """The cell's pointwise part: gates' shares [N, G·H] and state -> next state."""
+        raise NotImplementedError
+
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
+        """`activate` of an additive cell, from the sum of both shares [N, G·H], which is overwritten."""
         raise NotImplementedError
 
     @staticmethod
@@ -145,10 +151,15 @@ class RNNCell(Cell):
 
     num_gates = 1
     num_states = 1
+    is_additive = True
 
     @staticmethod
     def activate(input_gates: Tensor, hidden_gates: Tensor, state: State) -> State:
         return (torch.tanh(input_gates + hidden_gates),)
+
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
+        return (gates.tanh_(),)
 
     @staticmethod
     def forward_(gates: Tensor, hidden_gates: Tensor, state: State) -> State:
@@ -173,6 +184,7 @@ class GRUCell(Cell):
 
     num_gates = 3
     num_states = 1
+    is_additive = False
 
     @staticmethod
     def activate(input_gates: Tensor, hidden_gates: Tensor, state: State) -> State:
@@ -222,6 +234,7 @@ class LSTMCell(Cell):
 
     num_gates = 4
     num_states = 2
+    is_additive = True
 
     def __init__(self, input_dim: int, hidden_dim: int, *, layer_norm: bool = False) -> None:
         super().__init__(input_dim, hidden_dim, layer_norm=layer_norm)
@@ -236,9 +249,12 @@ class LSTMCell(Cell):
 
     @staticmethod
     def forward_(gates: Tensor, hidden_gates: Tensor, state: State) -> State:
+        return LSTMCell.activate_sum_(gates.add_(hidden_gates), state)
+
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
         _, c = state
         dim = c.shape[-1]
-        gates.add_(hidden_gates)
         gates[:, : 2 * dim].sigmoid_()
         gates[:, 2 * dim : 3 * dim].tanh_()
         gates[:, 3 * dim :].sigmoid_()

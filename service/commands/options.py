@@ -19,7 +19,7 @@ SearchOption = Annotated[str | None, typer.Option("--search", help="greedy or be
 KOption = Annotated[int | None, typer.Option("--k", "-k", help="Beam width; 1 is greedy. Default 5.")]
 LengthPenaltyOption = Annotated[float, typer.Option(help="Exponent of the length in the score.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or int8.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

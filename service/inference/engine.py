@@ -289,7 +289,7 @@ class Engine:
         ticket = self._live.pop(handle)
         request = ticket.request
         request.results[ticket.index] = result
-        request.num_rows -= ticket.options.k
+        request.num_rows -= ticket.options.num_rows
         if request.is_complete:
             outcome = request.outcome(now)
             self._note_rate(len(request.segments), now - request.submitted_at)

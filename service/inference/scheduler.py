@@ -159,8 +159,8 @@ class Scheduler:
             if not self._fits(ticket, free) or (taken and num_tokens > self._max_encode_tokens):
                 break
             request.waiting.popleft()
-            request.num_rows += ticket.options.k
-            free -= ticket.options.k
+            request.num_rows += ticket.options.num_rows
+            free -= ticket.options.num_rows
             taken.append(ticket)
             if request.waiting:
                 heapq.heapreplace(queue, (request.num_rows, number, request))
@@ -171,13 +171,13 @@ class Scheduler:
 
     def _fits(self, ticket: Ticket, free: int) -> bool:
         kept_free = self._newcomer_rows if ticket.request.num_rows else 0
-        return ticket.options.k + kept_free <= free
+        return ticket.options.num_rows + kept_free <= free
 
     def _is_worth_it(self, first: EngineRequest, free: int, num_live_rows: int) -> bool:
         """Newcomers, an empty table and a last few are served at once; a refill waits until it is a batch."""
         if first.num_rows == 0 or num_live_rows == 0 or free - self._newcomer_rows >= self._refill_rows:
             return True
-        num_wanted = sum(len(request.waiting) * request.segments[0][1].k for request in self._requests)
+        num_wanted = sum(len(request.waiting) * request.segments[0][1].num_rows for request in self._requests)
         return num_wanted <= free - self._newcomer_rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,7 @@ class TranslateCall:
     texts: tuple[str, ...]
     options: SearchOptions
     prefix: str = ""
+    banned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +157,9 @@ async def _run(num_chars: int, work: Callable[[], _Result]) -> _Result:
 def _prepare(
     translator: Translator, call: TranslateCall
 ) -> tuple[list[Prepared], list[tuple[list[int], SearchOptions]]]:
+    options = replace(call.options, banned_ids=translator.banned_ids(call.banned)) if call.banned else call.options
     prepared = [translator.prepare(text, prefix=call.prefix) for text in call.texts]
-    segments = [
-        pair for p in prepared for pair in zip(p.segments, translator.options_for(p, call.options), strict=True)
-    ]
+    segments = [pair for p in prepared for pair in zip(p.segments, translator.options_for(p, options), strict=True)]
     return prepared, segments
 
 

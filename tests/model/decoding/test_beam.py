@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from model.data.vocab import EOS_ID
-from model.decoding.beam import BeamSearch, handles_of
-from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
+from model.decoding.beam import BeamSearch
+from model.decoding.greedy import GreedySearch
+from model.decoding.search import Hypothesis, LaneSearch, LiveSegment, SearchOptions, SegmentResult
 from model.errors import InvalidValue
 
 VOCAB = 7  # <unk> <pad> <bos> <eos> and three words
@@ -27,23 +28,26 @@ def next_log_probs(history: tuple[int, ...], seed: int) -> Tensor:
     return torch.log_softmax(2 * torch.randn(VOCAB, generator=generator), dim=0)
 
 
-def search(options: SearchOptions, seeds: list[int], num_src_tokens: int = 4) -> list[SegmentResult]:
-    """Runs one BeamSearch over several segments, each with the distribution of its seed."""
-    beam = BeamSearch(options.k)
-    for handle, _ in enumerate(seeds):
-        beam.add(handle, options, num_src_tokens)
+def search(
+    options: SearchOptions, seeds: list[int], num_src: int = 4, lane: type[LaneSearch] | None = None
+) -> list[SegmentResult]:
+    """Runs one lane over several segments, each with the distribution of its seed."""
+    kind = lane or (GreedySearch if options.search == "greedy" else BeamSearch)
+    beam = kind(options.k, torch.device("cpu"))
+    beam.add([LiveSegment(i, options, options.length_limit(num_src), num_src) for i in range(len(seeds))])
     live = list(range(len(seeds)))
     histories: list[tuple[int, ...]] = [()] * len(seeds) * options.k
     results: dict[int, SegmentResult] = {}
     while live:
         rows = [next_log_probs(h, seeds[live[i // options.k]]) for i, h in enumerate(histories)]
-        parents, ids, done = beam.absorb(torch.stack(rows))
-        histories = [(*histories[p], t) for p, t in zip(parents.tolist(), ids.tolist(), strict=True)]
-        results.update(done)
-        keep = beam.remove(handles_of(done))
-        if keep is not None:
-            live = [live[i] for i in keep.tolist()]
-            histories = [histories[i * options.k + j] for i in keep.tolist() for j in range(options.k)]
+        step = beam.absorb(torch.stack(rows), None)
+        parents = range(len(histories)) if step.rows is None else step.rows.tolist()
+        histories = [(*histories[p], t) for p, t in zip(parents, step.ids.tolist(), strict=True)]
+        results.update({live[at]: result for at, result in step.done})
+        order = [at for at in range(len(live)) if at not in {at for at, _ in step.done}]
+        beam.keep(order)
+        live = [live[at] for at in order]
+        histories = [histories[at * options.k + j] for at in order for j in range(options.k)]
     return [results[i] for i in range(len(seeds))]
 
 
@@ -104,18 +108,83 @@ def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
 
     class Unstopped(BeamSearch):
         def _done(self) -> list[tuple[int, SegmentResult]]:
-            for segment in self._segments:
-                segment.cannot_be_beaten = lambda best_live: False  # type: ignore[method-assign]
+            self._enough.fill_(float("-inf"))
             return super()._done()
 
     options = SearchOptions(k=3, max_length=10)
     stopped = best(search(options, [seed])[0])
-    original, globals()["BeamSearch"] = BeamSearch, Unstopped
-    try:
-        unstopped = best(search(options, [seed])[0])
-    finally:
-        globals()["BeamSearch"] = original
+    unstopped = best(search(options, [seed], lane=Unstopped)[0])
     assert stopped.score == pytest.approx(unstopped.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_result_that_is_said_to_be_optimal_is_and_no_better_one_exceeds_the_bound(
+    k: int, length_penalty: float
+) -> None:
+    name = "greedy" if k == 1 else "beam"
+    options = SearchOptions(search=name, k=k, max_length=4, length_penalty=length_penalty)
+    results = search(options, list(range(60)))
+    proven = 0
+    for seed, result in enumerate(results):
+        _, score = brute_force(seed, 4, length_penalty)
+        if result.bound is not None:
+            assert result.bound >= score - 1e-5
+        if result.is_optimal:
+            proven += 1
+            assert best(result).score == pytest.approx(score, abs=1e-5)
+    assert proven > 0
+
+
+def test_greedy_is_a_beam_of_width_one() -> None:
+    seeds = list(range(20))
+    as_beam = search(SearchOptions(search="beam", k=1, max_length=9), seeds)
+    greedy = search(SearchOptions(search="greedy", k=1, max_length=9), seeds)
+    for one, other in zip(as_beam, greedy, strict=True):
+        assert best(one).score >= best(other).score - 1e-6
+        if best(one).token_ids == best(other).token_ids:
+            assert best(one).score == pytest.approx(best(other).score, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_no_ngram_occurs_twice_and_no_banned_sequence_occurs(k: int) -> None:
+    banned = ((4, 5), (6, 6, 4))
+    name = "greedy" if k == 1 else "beam"
+    options = SearchOptions(
+        search=name, k=k, n_best=k, max_length=12, min_length=6, no_repeat_ngram=3, banned_ids=banned
+    )
+    for result in search(options, list(range(10))):
+        for hypothesis in result.hypotheses:
+            ids = hypothesis.token_ids
+            ngrams = [ids[i : i + 3] for i in range(len(ids) - 2)]
+            assert len(ngrams) == len(set(ngrams))
+            for sequence in banned:
+                assert sequence not in {ids[i : i + len(sequence)] for i in range(len(ids))}
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam"])
+def test_where_nothing_may_follow_a_hypothesis_stops_where_it_stands(name: str) -> None:
+    options = SearchOptions(
+        search=name, k=1, min_length=9, max_length=9, no_repeat_ngram=1, banned_ids=((4,),), length_penalty=0.0
+    )
+    (result,) = search(options, [3])
+    assert sorted(best(result).token_ids) == [5, 6]
+    assert best(result).finish == "length"
+    assert best(result).log_prob == pytest.approx(best(result).score)
+
+
+def test_the_tree_holds_every_node_with_its_parent() -> None:
+    (result,) = search(SearchOptions(k=2, max_length=5, wants_tree=True), [4])
+    tokens: list[tuple[int, ...]] = []
+    for node in result.tree:
+        before = tokens[node.parent] if node.parent >= 0 else ()
+        if node.parent >= 0:
+            assert result.tree[node.parent].state == "live"
+        tokens.append((*before, node.token_id))
+        total = sum(float(next_log_probs(tokens[-1][:t], 4)[token]) for t, token in enumerate(tokens[-1]))
+        assert node.log_prob == pytest.approx(total, abs=1e-5)
+    ended = {ids[:-1] for ids, node in zip(tokens, result.tree, strict=True) if node.state == "finished"}
+    assert best(result).token_ids in ended
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -166,6 +235,14 @@ def test_maximum_length_cuts_off_and_says_so() -> None:
         ("length_penalty", {"length_penalty": float("nan")}),
         ("max_length", {"max_length": 0}),
         ("min_length", {"max_length": 3, "min_length": 4}),
+        ("coverage_penalty", {"coverage_penalty": -0.1}),
+        ("no_repeat_ngram", {"no_repeat_ngram": -1}),
+        ("temperature", {"temperature": 0}),
+        ("top_k", {"top_k": 1.5}),
+        ("top_p", {"top_p": 0.0}),
+        ("seed", {"seed": -1}),
+        ("max_nodes", {"max_nodes": 0}),
+        ("n_best", {"search": "exact", "k": 5, "n_best": 2}),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(field: str, values: dict[str, object]) -> None:

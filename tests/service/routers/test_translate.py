@@ -33,7 +33,16 @@ def test_an_answer_has_the_fields_of_the_contract(client: Any) -> None:
         "k": 5,
     }
     assert answer["translations"] == [
-        {"text": "AB", "score": -0.5, "log_prob": -1.0, "finish": "eos", "is_optimal": None, "alternatives": []}
+        {
+            "text": "AB",
+            "score": -0.5,
+            "log_prob": -1.0,
+            "finish": "eos",
+            "is_optimal": None,
+            "gap": None,
+            "alternatives": [],
+            "explanation": None,
+        }
     ]
     assert set(answer["usage"]) == {"source_tokens", "target_tokens", "queue_ms", "encode_ms", "decode_ms"}
     assert (answer["usage"]["source_tokens"], answer["usage"]["target_tokens"]) == (2, 2)
@@ -126,7 +135,16 @@ def test_simultaneous_requests_get_their_own_answers(client: Any) -> None:
         ({"text": "a", "k": "5"}, "k", "a whole number"),
         ({"text": "a", "k": 2.5}, "k", "a whole number"),
         ({"text": "a", "k": True}, "k", "a whole number"),
-        ({"text": "a", "search": "exactly"}, "search", "'greedy' or 'beam'"),
+        ({"text": "a", "search": "exactly"}, "search", "'greedy', 'beam', 'sample' or 'exact'"),
+        ({"text": "a", "coverage_penalty": -1}, "coverage_penalty", "at least 0"),
+        ({"text": "a", "no_repeat_ngram": 1.5}, "no_repeat_ngram", "a whole number"),
+        ({"text": "a", "banned": "no"}, "banned", "a list"),
+        ({"text": "a", "search": "sample", "temperature": 0}, "temperature", "greater than 0"),
+        ({"text": "a", "search": "sample", "top_p": 2}, "top_p", "at most 1"),
+        ({"text": "a", "search": "greedy", "seed": 1}, "seed", "search = sample"),
+        ({"text": "a", "search": "exact", "n_best": 2}, "n_best", "1 for exact"),
+        ({"text": "a", "search": "exact", "max_nodes": 10**9}, "max_nodes", "100000"),
+        ({"text": "a", "tree": True}, "tree", "explain"),
         ({"text": "a", "search": "greedy", "k": 5}, "k", "1 for greedy"),
         ({"text": "a", "n_best": 0}, "n_best", "at least 1"),
         ({"text": "a", "n_best": 6}, "n_best", "1 to k (5)"),

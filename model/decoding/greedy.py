@@ -1,0 +1,127 @@
+"""Greedy search over many segments at once: each takes the most probable token, until `<eos>`. Never sees the network.
+
+The same as a beam of width 1, made of fewer operations.
+
+Shape letters: R segments (one row each), V vocabulary, T tokens so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.data.vocab import EOS_ID
+from model.decoding.constraints import constrain
+from model.decoding.coverage import Coverage
+from model.decoding.search import NEVER, Absorbed, Finish, Hypothesis, LaneSearch, LiveSegment, SegmentResult
+from model.decoding.selection import best_of
+
+_GROWTH = 32
+
+
+class GreedySearch(LaneSearch):
+    """The live rows of all greedy segments of a lane."""
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        super().__init__(k, device)
+        self._log_probs = torch.empty(0, _GROWTH, device=device)  # [R, T] of each token
+        self._tokens = torch.empty(0, _GROWTH, dtype=torch.int64, device=device)  # [R, T]
+        self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._is_constrained = False
+        self._coverage = Coverage()
+
+    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+        num_new, width = len(segments), self._tokens.shape[1]
+        self.segments.extend(segments)
+        self._log_probs = torch.cat((self._log_probs, self._log_probs.new_zeros(num_new, width)))
+        self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, width)))
+        self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
+        limits = torch.tensor([segment.limit for segment in segments], device=self.device)
+        self._limits = torch.cat((self._limits, limits))
+        self._is_constrained |= any(segment.options.is_constrained for segment in segments)
+        self._coverage.add(segments, 1)
+        return None
+
+    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+        self._coverage.absorb(attention)
+        if self._is_constrained:
+            for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
+                segment.num_tokens = length
+            constrain(log_probs, 1, self.segments, lambda i: [self._history(i)])
+        else:
+            constrain(log_probs, 1, (), lambda i: [])
+        best, ids = best_of(log_probs)
+        if int(self._lens.max()) >= self._tokens.shape[1]:
+            self._widen()
+        self._tokens.scatter_(1, self._lens[:, None], ids[:, None])
+        self._log_probs.scatter_(1, self._lens[:, None], best[:, None])
+        self._lens += 1
+        is_done = (ids == EOS_ID) | (self._lens >= self._limits) | (best == NEVER)
+        done = [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist()]
+        return Absorbed(ids=ids, rows=None, done=done)
+
+    def _widen(self) -> None:
+        more = (0, self._tokens.shape[1])
+        self._tokens = torch.nn.functional.pad(self._tokens, more)
+        self._log_probs = torch.nn.functional.pad(self._log_probs, more)
+
+    def _history(self, position: int) -> list[int]:
+        tokens: list[int] = self._tokens[position, : int(self._lens[position])].tolist()
+        return tokens
+
+    def keep(self, order: Sequence[int]) -> None:
+        index = torch.tensor(order, dtype=torch.int64, device=self.device)
+        self.segments = [self.segments[i] for i in order]
+        self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
+        self._lens, self._limits = self._lens[index], self._limits[index]
+        self._is_constrained = any(segment.options.is_constrained for segment in self.segments)
+        self._coverage.keep(order)
+
+    def cut(self, position: int, finish: Finish) -> SegmentResult:
+        return self._result(position, finish)
+
+    def agreed_ids(self, position: int) -> list[int]:
+        return self._history(position)
+
+    def _result(self, position: int, cut: Finish) -> SegmentResult:
+        """Of what there is; `cut` is why it stops, should it not have ended itself."""
+        segment = self.segments[position]
+        tokens = self._history(position)
+        log_probs: list[float] = self._log_probs[position, : len(tokens)].tolist()
+        has_ended = tokens[-1] == EOS_ID and log_probs[-1] > NEVER
+        num_steps = len(tokens)
+        if log_probs[-1] == NEVER:  # nothing was allowed any more
+            tokens, log_probs = tokens[:-1], log_probs[:-1]
+        log_prob = math.fsum(log_probs)
+        score = segment.options.score(log_prob, max(1, len(tokens)), self._coverage.of(position, 0))
+        hypothesis = Hypothesis(
+            token_ids=tuple(tokens[:-1] if has_ended else tokens),
+            log_prob=log_prob,
+            score=score,
+            finish="eos" if has_ended else cut,
+        )
+        bound = _bound_of_others(log_probs, segment)
+        return SegmentResult(
+            hypotheses=(hypothesis,),
+            num_steps=num_steps,
+            is_optimal=True if has_ended and bound <= score else None,
+            bound=max(bound, score) if has_ended else None,
+        )
+
+
+def _bound_of_others(log_probs: Sequence[float], segment: LiveSegment) -> float:
+    """No hypothesis that leaves the greedy one somewhere scores higher.
+
+    At each step any other token has at most what the chosen one left: log(1 - p).
+    """
+    bound, so_far = NEVER, 0.0
+    for t, log_prob in enumerate(log_probs):
+        if t >= len(segment.options.prefix_ids):
+            rest = math.log(-math.expm1(min(log_prob, -1e-7)))
+            bound = max(bound, so_far + rest)
+        so_far += log_prob
+    return segment.options.best_score_below(bound, segment.limit)

@@ -1,0 +1,95 @@
+"""The sources of a lane's segments, in tables that keep one width for good and are never copied for a step.
+
+A segment takes the next free entry when it joins; when one leaves, the last entry moves into its place, so that the
+live entries always stand together at the start of the table and a step sees them as one view. The width of a table is
+fixed, so what attention computes for a segment depends on its own length only, never on its neighbours'.
+
+Shape letters: R live entries, S the table's width, K rows an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.network.decoder import Memory
+
+_FIRST_CAPACITY = 8
+_WIDTHS = (16, 32, 64, 128, 256)
+
+
+def width_for(num_src: int) -> int:
+    """The narrowest table for a source of so many tokens."""
+    for width in _WIDTHS:
+        if num_src <= width:
+            return width
+    return -(-num_src // _WIDTHS[-1]) * _WIDTHS[-1]
+
+
+class SourceTable:
+    """Memories of R segments.
+
+    Args:
+        width: S.
+        rows_each: K.
+    """
+
+    def __init__(self, width: int, rows_each: int) -> None:
+        self._width = width
+        self._rows_each = rows_each
+        self._num_entries = 0
+        self._parts: list[Tensor | None] = []  # keys, values, mask, context, with room for more entries
+
+    def add(self, memory: Memory, entries: Sequence[int]) -> None:
+        """Takes in these entries of a memory at least as wide, after all others."""
+        index = torch.tensor(entries, dtype=torch.int64, device=memory.mask.device)
+        arrived = [
+            None if part is None else part[index] if is_fixed else part[index, : self._width]
+            for part, is_fixed in ((memory.keys, 0), (memory.values, 0), (memory.mask, 0), (memory.context, 1))
+        ]
+        if memory.keys is memory.values:
+            arrived[0] = arrived[1]  # dot attention looks at the memory itself
+        first, self._num_entries = self._num_entries, self._num_entries + len(entries)
+        self._make_room(arrived)
+        for i, (table, part) in enumerate(zip(self._parts, arrived, strict=True)):
+            if table is not None and part is not None and not (i == 0 and table is self._parts[1]):
+                table[first : self._num_entries] = part
+
+    def _make_room(self, like: Sequence[Tensor | None]) -> None:
+        if not self._parts:
+            self._parts = [None if part is None else part.new_empty(0, *part.shape[1:]) for part in like]
+            if like[0] is not None and like[0] is like[1]:
+                self._parts[0] = self._parts[1]
+        capacity = next(part.shape[0] for part in self._parts if part is not None)
+        if capacity >= self._num_entries:
+            return
+        capacity = max(_FIRST_CAPACITY, 2 * capacity, self._num_entries)
+        is_shared = self._parts[0] is not None and self._parts[0] is self._parts[1]
+        grown: list[Tensor | None] = []
+        for part in self._parts:
+            wider = None if part is None else part.new_zeros(capacity, *part.shape[1:])
+            if part is not None and wider is not None:
+                wider[: part.shape[0]] = part
+            grown.append(wider)
+        if is_shared:
+            grown[0] = grown[1]
+        self._parts = grown
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Only these entries stay, in this order."""
+        moved = [(to, at) for to, at in enumerate(order) if to != at]
+        self._num_entries = len(order)
+        if not moved:
+            return
+        to, at = ([pair[i] for pair in moved] for i in (0, 1))
+        for i, part in enumerate(self._parts):
+            if part is not None and not (i == 0 and part is self._parts[1]):
+                part[to] = part[at]
+
+    def memory(self) -> Memory:
+        """The live entries, as views."""
+        keys, values, mask, context = (None if part is None else part[: self._num_entries] for part in self._parts)
+        assert mask is not None
+        return Memory(keys, values, mask, context, self._rows_each)

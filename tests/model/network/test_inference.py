@@ -1,0 +1,119 @@
+"""The packed network is the same function as the modules, and no row of it depends on its company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.network.decoder import Memory
+from model.network.inference import VOCAB_MULTIPLE, InferenceNetwork
+from model.network.packed import PACKED
+from model.network.recurrent import State
+from model.network.seq2seq import Seq2Seq
+
+B, S, T = 5, 7, 4
+LENS = [3, 7, 1, 7, 5]
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.1, "int8": 0.2}
+
+
+def make_network(config: ModelConfig) -> Seq2Seq:
+    network = Seq2Seq(config).eval()
+    torch.nn.init.normal_(network.decoder.output.bias)
+    return network
+
+
+def random_ids(*shape: int) -> Tensor:
+    return torch.randint(4, 23, shape)
+
+
+def entries(memory: Memory, index: Sequence[int], rows_each: int = 1) -> Memory:
+    def of(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[list(index)]
+
+    return Memory(of(memory.keys), of(memory.values), memory.mask[list(index)], of(memory.context), rows_each)
+
+
+@torch.inference_mode()
+def decode(packed: InferenceNetwork, memory: Memory, state: State, tgt_ids: Tensor) -> tuple[list[Tensor], State]:
+    steps: list[Tensor] = []
+    for ids in tgt_ids.t():
+        log_probs, state, _ = packed.step(ids, state, (memory,))
+        steps.append(log_probs)
+    return steps, state
+
+
+@pytest.mark.parametrize("precision", sorted(PACKED))
+def test_packed_network_is_the_function_of_the_modules(config: ModelConfig, precision: str) -> None:
+    network = make_network(config)
+    src_ids, tgt_ids = random_ids(B, S), random_ids(B, T)
+    packed = InferenceNetwork(network, precision)
+    steps, state = decode(packed, *packed.encode(src_ids, LENS), tgt_ids)
+    memory, expected_state = network.encode(src_ids, torch.tensor(LENS))
+    for t, log_probs in enumerate(steps):
+        expected, expected_state = network.step(tgt_ids[:, t], expected_state, memory)
+        torch.testing.assert_close(
+            log_probs[:, : config.tgt_vocab_size], expected, atol=TOLERANCE[precision], rtol=0, check_stride=False
+        )
+    for part, expected_part in zip(state, expected_state, strict=True):
+        torch.testing.assert_close(part, expected_part, atol=TOLERANCE[precision], rtol=0)
+
+
+def test_log_probs_are_padded_with_impossible_tokens(config: ModelConfig) -> None:
+    packed = InferenceNetwork(make_network(config))
+    memory, state = packed.encode(random_ids(B, S), LENS)
+    log_probs, _, _ = packed.step(random_ids(B), state, (memory,))
+    assert log_probs.shape[1] % VOCAB_MULTIPLE == 0
+    assert (log_probs[:, config.tgt_vocab_size :] == float("-inf")).all()
+    assert log_probs[:, : config.tgt_vocab_size].isfinite().all()
+
+
+def widened(config: ModelConfig) -> ModelConfig:
+    """With widths that are multiples of 16, as every preset's are: rows then fill whole vectors of the processor, and
+    a row at the end of a batch is computed by the same instructions as one in its midst."""
+    dims = {"embedding_dim": 16, "encoder_dim": 32, "decoder_dim": 48, "attention_dim": 64, "readout_dim": 80}
+    if config.tie_embeddings != "none":
+        dims["readout_dim"] = 16
+    if config.attention == "dot":
+        dims["decoder_dim"] = 64
+    return replace(config, **dims)
+
+
+@pytest.mark.parametrize("precision", sorted(PACKED))
+def test_sentence_alone_is_bit_for_bit_the_sentence_in_company(config: ModelConfig, precision: str) -> None:
+    packed = InferenceNetwork(make_network(widened(config)), precision)
+    src_ids, tgt_ids = random_ids(B, S), random_ids(B, T)
+    together, state = decode(packed, *packed.encode(src_ids, LENS), tgt_ids)
+    for row in range(B):
+        alone, own_state = decode(packed, *packed.encode(src_ids[[row]], [LENS[row]]), tgt_ids[[row]])
+        for one, all_rows in zip(alone, together, strict=True):
+            assert torch.equal(one[0], all_rows[row])
+        for own, part in zip(own_state, state, strict=True):
+            assert torch.equal(own[0], part[row])
+
+
+def test_rows_of_a_beam_share_their_entry(config: ModelConfig) -> None:
+    packed = InferenceNetwork(make_network(config))
+    memory, state = packed.encode(random_ids(B, S), LENS)
+    ids = random_ids(2 * B)
+    twice = tuple(part.repeat_interleave(2, dim=0) for part in state)
+    shared, _, _ = packed.step(ids, twice, (replace(memory, rows_each=2),))
+    own, _, _ = packed.step(ids, twice, (entries(memory, [i // 2 for i in range(2 * B)]),))
+    torch.testing.assert_close(shared, own)
+
+
+def test_several_memories_are_as_one(config: ModelConfig) -> None:
+    packed = InferenceNetwork(make_network(config))
+    memory, state = packed.encode(random_ids(B, S), LENS)
+    ids = random_ids(B)
+    whole, _, attention = packed.step(ids, state, (memory,))
+    split, _, parts = packed.step(ids, state, (entries(memory, [0, 1]), entries(memory, [2, 3, 4])))
+    assert torch.equal(whole, split)
+    if attention:
+        assert torch.equal(attention[0], torch.cat(parts))
+        torch.testing.assert_close(attention[0].sum(dim=1), torch.ones(B))
+        assert (attention[0][memory.mask.logical_not()] == 0).all()
