@@ -1,128 +1,288 @@
-"""Sampling: draws follow the distribution, and depend on nothing but the seed, the row and the step."""
+"""Sampling on a tiny vocabulary; log-probabilities are drawn for each history."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.data.vocab import EOS_ID
-from model.decoding.sampling import SamplingSearch
-from model.decoding.search import LiveSegment, SearchOptions, SegmentResult
+from model.decoding.greedy import GreedySearch
+from model.decoding.sampling import SamplingSearch, draw, weights_of, without_tail
+from model.decoding.search import NEVER, LaneSearch, LiveSegment, SearchOptions, SegmentResult
 
-VOCAB = 8  # <unk> <pad> <bos> <eos> and four words
-NUM_BANNED = 3
+VOCAB = 8  # <unk> <pad> <bos> <eos>, three words, and one column of padding
+WORDS = (4, 5, 6)
+CPU = torch.device("cpu")
+ANY_OPTIONS = SearchOptions(search="sample", k=1, seed=11, max_length=9)
+VARIANTS = {
+    "plain": {},
+    "sharp": {"temperature": 0.5},
+    "three": {"k": 3, "n_best": 3},
+    "top_k": {"top_k": 2},
+    "top_p": {"top_p": 0.7},
+    "constrained": {"min_length": 3, "no_repeat_ngram": 2, "banned_ids": ((5, 6),)},
+}
 
 
-def next_log_probs(history: tuple[int, ...], source: int) -> Tensor:
-    """[V] float32: a distribution drawn for this history."""
-    key = source
+@cache
+def next_log_probs(history: tuple[int, ...], seed: int) -> Tensor:
+    """[V] float32: a distribution drawn for this history; -inf for the padding."""
+    key = seed
     for token in history:
         key = (key * 31 + token + 1) % 1_000_003
-    generator = torch.Generator().manual_seed(key)
-    return torch.log_softmax(torch.randn(VOCAB, generator=generator), dim=0)
+    logits = 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(key))
+    logits[7:] = NEVER
+    return torch.log_softmax(logits, dim=0)
 
 
-def sample(options: list[SearchOptions], sources: list[int]) -> list[SegmentResult]:
-    """Runs one lane; all options ask for as many draws."""
-    k = options[0].num_rows
-    lane = SamplingSearch(k, torch.device("cpu"))
-    lane.add([LiveSegment(i, o, o.length_limit(4), 4) for i, o in enumerate(options)])
-    histories: list[tuple[int, ...]] = [()] * len(options) * k
-    results: dict[int, SegmentResult] = {}
-    while lane.segments:
-        live = [segment.handle for segment in lane.segments]
-        rows = [next_log_probs(h, sources[live[i // k]]) for i, h in enumerate(histories)]
-        step = lane.absorb(torch.stack(rows), None)
-        assert step.rows is None
-        histories = [(*h, t) for h, t in zip(histories, step.ids.tolist(), strict=True)]
-        results.update({live[at]: result for at, result in step.done})
-        order = [at for at in range(len(live)) if at not in {at for at, _ in step.done}]
-        lane.keep(order)
-        histories = [histories[at * k + j] for at in order for j in range(k)]
-    return [results[i] for i in range(len(options))]
+class Loop:
+    """What the decoding loop does, with a table for a network: the table of a segment is its handle."""
+
+    def __init__(self, search: LaneSearch) -> None:
+        self.search = search
+        self.histories: list[tuple[int, ...]] = []
+        self.results: dict[int, SegmentResult] = {}
+
+    def add(self, handle: int, options: SearchOptions) -> None:
+        self.search.add([LiveSegment(handle, options, options.length_limit(4), 4)])
+        self.histories += [()] * self.search.k
+
+    def step(self) -> None:
+        tables = [segment.handle for segment in self.search.segments for _ in range(self.search.k)]
+        log_probs = [next_log_probs(h, table) for h, table in zip(self.histories, tables, strict=True)]
+        step = self.search.absorb(torch.stack(log_probs), None)
+        self.histories = [(*h, token) for h, token in zip(self.histories, step.ids.tolist(), strict=True)]
+        if step.done:
+            self.results.update({self.search.segments[at].handle: result for at, result in step.done})
+            self.keep([i for i in range(len(self.search.segments)) if i not in dict(step.done)])
+
+    def keep(self, order: list[int]) -> None:
+        k = self.search.k
+        self.search.keep(order)
+        self.histories = [self.histories[i * k + row] for i in order for row in range(k)]
+
+    def run(self) -> dict[int, SegmentResult]:
+        while self.search.segments:
+            self.step()
+        return self.results
 
 
-def options_for(**values: object) -> SearchOptions:
-    defaults: dict[str, object] = {"search": "sample", "k": 1, "n_best": 1, "max_length": 6}
-    return SearchOptions(**{**defaults, **values})  # type: ignore[arg-type]
+def sample(table: int, options: SearchOptions) -> SegmentResult:
+    loop = Loop(SamplingSearch(options.num_rows, CPU))
+    loop.add(table, options)
+    return loop.run()[table]
 
 
-def first_tokens(options: SearchOptions, num_seeds: int, source: int = 1) -> Counter[int]:
-    wanted = [replace(options, seed=seed, max_length=1) for seed in range(num_seeds)]
-    results = sample(wanted, [source] * num_seeds)
-    return Counter((*result.hypotheses[0].token_ids, EOS_ID)[0] for result in results)
+def greedy(table: int, max_length: int) -> SegmentResult:
+    loop = Loop(GreedySearch(1, CPU))
+    loop.add(table, SearchOptions(search="greedy", k=1, max_length=max_length))
+    return loop.run()[table]
+
+
+def allowed(table: int, history: tuple[int, ...], temperature: float = 1.0) -> dict[int, float]:
+    """Probability of each token that may be drawn."""
+    tempered = {t: math.exp(float(next_log_probs(history, table)[t]) / temperature) for t in (EOS_ID, *WORDS)}
+    return {t: p / sum(tempered.values()) for t, p in tempered.items()}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_distribution_at_the_temperature(temperature: float) -> None:
-    counts = first_tokens(options_for(temperature=temperature), 3000)
-    expected = next_log_probs((), 1)
-    expected[:NUM_BANNED] = float("-inf")
-    expected = (expected / temperature).softmax(dim=0)
-    for token in range(VOCAB):
-        assert counts[token] / 3000 == pytest.approx(float(expected[token]), abs=0.03)
-    assert not any(counts[token] for token in range(NUM_BANNED))
+def test_translations_are_as_frequent_as_they_are_probable(temperature: float) -> None:
+    num = 8000
+    options = replace(ANY_OPTIONS, max_length=2, temperature=temperature)
+    loop = Loop(SamplingSearch(1, CPU))
+    loop.search.add([LiveSegment(3, replace(options, seed=seed), 2, 4) for seed in range(num)])
+    loop.histories = [()] * num
+    seen: Counter[tuple[int, ...]] = Counter()
+    while loop.search.segments:
+        step = loop.search.absorb(torch.stack([next_log_probs(h, 3) for h in loop.histories]), None)
+        loop.histories = [(*h, t) for h, t in zip(loop.histories, step.ids.tolist(), strict=True)]
+        seen.update(result.hypotheses[0].token_ids for _, result in step.done)
+        gone = dict(step.done)
+        loop.keep([i for i in range(len(loop.histories)) if i not in gone])
+    first = allowed(3, (), temperature)
+    expected = {(): first[EOS_ID]}
+    for word in WORDS:
+        for token, p in allowed(3, (word,), temperature).items():
+            expected[(word,) if token == EOS_ID else (word, token)] = first[word] * p
+    assert set(seen) <= set(expected)
+    for tokens, p in expected.items():
+        assert seen[tokens] / num == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / num)), tokens
 
 
-def test_top_k_draws_among_the_most_probable_in_their_proportion() -> None:
-    counts = first_tokens(options_for(top_k=2), 2000)
-    log_probs = next_log_probs((), 1)
-    log_probs[:NUM_BANNED] = float("-inf")
-    values, tokens = log_probs.topk(2)
-    assert set(counts) == set(tokens.tolist())
-    assert counts[int(tokens[0])] / 2000 == pytest.approx(float(values.softmax(dim=0)[0]), abs=0.03)
+def test_rows_of_a_segment_are_draws_of_their_own() -> None:
+    result = sample(3, replace(ANY_OPTIONS, k=250, n_best=250, max_length=1))
+    p = allowed(3, ())
+    seen = Counter(hypothesis.token_ids for hypothesis in result.hypotheses)
+    assert len(result.hypotheses) == 250
+    for token in WORDS:
+        assert seen[(token,)] / 250 == pytest.approx(p[token], abs=0.12)
 
 
-def test_top_p_keeps_the_fewest_tokens_that_hold_the_share() -> None:
-    log_probs = next_log_probs((), 1)
-    log_probs[:NUM_BANNED] = float("-inf")
-    probs, tokens = log_probs.softmax(dim=0).sort(descending=True)
-    share = float(probs[:2].sum()) - 0.01
-    assert set(first_tokens(options_for(top_p=share), 1000)) == set(tokens[:2].tolist())
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_seed_gives_the_same_translation_twice(name: str) -> None:
+    options = replace(ANY_OPTIONS, **VARIANTS[name])
+    assert sample(2, options) == sample(2, options)
+
+
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"three"}))
+@pytest.mark.parametrize("num_before", [0, 1, 5])
+def test_company_that_comes_and_goes_changes_nothing(name: str, num_before: int) -> None:
+    options = replace(ANY_OPTIONS, **VARIANTS[name])
+    others = [replace(ANY_OPTIONS, **VARIANTS[n], seed=5) for n in sorted(VARIANTS) if n != "three"]
+    loop = Loop(SamplingSearch(1, CPU))
+    for i in range(num_before):
+        loop.add(100 + i, others[i % len(others)])
+    if num_before:
+        loop.step()
+    loop.add(2, options)
+    for i in range(3):
+        loop.add(200 + i, others[-1 - i])
+    loop.step()
+    if 2 not in loop.results:  # the last segment takes the first place, as in the decoder
+        order = list(range(len(loop.search.segments)))
+        loop.keep([order[-1], *order[1:-1], order[0]] if len(order) > 1 else order)
+    assert loop.run()[2] == sample(2, options)
+
+
+def test_the_first_of_several_draws_is_the_only_draw_of_that_seed() -> None:
+    one = sample(2, ANY_OPTIONS).hypotheses[0]
+    assert one in sample(2, replace(ANY_OPTIONS, k=4, n_best=4)).hypotheses
+
+
+def test_seeds_differ() -> None:
+    found = {sample(2, replace(ANY_OPTIONS, seed=seed)).hypotheses[0].token_ids for seed in range(20)}
+    assert len(found) > 10
+
+
+def test_no_seed_draws_one() -> None:
+    found = {sample(2, replace(ANY_OPTIONS, seed=None, min_length=8)).hypotheses[0].token_ids for _ in range(20)}
+    assert len(found) > 10
 
 
 @pytest.mark.parametrize("values", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}])
-def test_without_freedom_sampling_is_greedy(values: dict[str, object]) -> None:
-    (result,) = sample([options_for(seed=3, **values)], [5])
-    tokens: tuple[int, ...] = ()
-    while len(tokens) < 6:
-        log_probs = next_log_probs(tokens, 5)
-        log_probs[:NUM_BANNED] = float("-inf")
-        if (token := int(log_probs.argmax())) == EOS_ID:
-            break
-        tokens = (*tokens, token)
-    assert result.hypotheses[0].token_ids == tokens
+@pytest.mark.parametrize("table", range(6))
+def test_drawing_only_the_most_probable_equals_greedy(values: dict[str, float], table: int) -> None:
+    found = sample(table, replace(ANY_OPTIONS, **values)).hypotheses[0]
+    best = greedy(table, 9).hypotheses[0]
+    assert (found.token_ids, found.finish) == (best.token_ids, best.finish)
+    assert found.log_prob == best.log_prob  # the network's own, whatever the temperature
+    assert found.score == best.score
 
 
-def test_the_same_seed_gives_the_same_draws_alone_in_company_and_at_any_position() -> None:
-    variants = [
-        options_for(k=3, n_best=3, seed=1),
-        options_for(k=3, n_best=3, seed=2, top_k=3),
-        options_for(k=3, n_best=3, seed=1, temperature=0.5),
-        options_for(k=3, n_best=3, seed=9, top_p=0.8, min_length=2),
-    ]
-    sources = [4, 5, 6, 7]
-    together = sample(variants, sources)
-    backwards = sample(variants[::-1], sources[::-1])[::-1]
-    alone = [sample([o], [source])[0] for o, source in zip(variants, sources, strict=True)]
-    assert together == backwards == alone
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (3, 1.0), (0, 0.5), (0, 0.9), (3, 0.6)])
+def test_only_the_most_probable_that_were_asked_for_are_drawn(top_k: int, top_p: float) -> None:
+    options = replace(ANY_OPTIONS, k=250, n_best=250, max_length=1, top_k=top_k, top_p=top_p)
+    for table in range(4):
+        seen = {h.token_ids[0] if h.token_ids else EOS_ID for h in sample(table, options).hypotheses}
+        ranked = sorted(allowed(table, ()).items(), key=lambda entry: -entry[1])[: top_k or None]
+        total = sum(p for _, p in ranked)
+        kept = [ranked[i][0] for i in range(len(ranked)) if sum(p for _, p in ranked[:i]) < top_p * total]
+        assert seen == set(kept)
 
 
-def test_other_seeds_and_other_rows_draw_otherwise() -> None:
-    results = sample([options_for(k=8, n_best=8, seed=seed) for seed in (1, 2)], [4, 4])
-    assert {h.token_ids for h in results[0].hypotheses} != {h.token_ids for h in results[1].hypotheses}
-    assert len({h.token_ids for h in results[0].hypotheses}) > 1
-
-
-def test_log_prob_is_the_networks_own_whatever_the_temperature_and_best_comes_first() -> None:
-    (result,) = sample([options_for(k=4, n_best=4, seed=1, temperature=3.0, top_k=4)], [2])
-    for hypothesis in result.hypotheses:
-        ids = (*hypothesis.token_ids, EOS_ID)[: len(hypothesis.token_ids) + (hypothesis.finish == "eos")]
-        total = sum(float(next_log_probs(ids[:t], 2)[token]) for t, token in enumerate(ids))
-        assert hypothesis.log_prob == pytest.approx(total, abs=1e-5)
-    scores = [hypothesis.score for hypothesis in result.hypotheses]
+def test_rows_wait_for_the_segments_last_and_come_best_first() -> None:
+    options = replace(ANY_OPTIONS, k=6, n_best=6, max_length=5, length_penalty=0.6)
+    result = sample(4, options)
+    lens = [len(h.token_ids) + (h.finish == "eos") for h in result.hypotheses]
+    assert result.num_steps == max(lens) > min(lens)
+    scores = [h.score for h in result.hypotheses]
     assert scores == sorted(scores, reverse=True)
+    for hypothesis, length in zip(result.hypotheses, lens, strict=True):
+        tokens = (*hypothesis.token_ids, EOS_ID)[:length]
+        log_prob = sum(float(next_log_probs(tokens[:t], 4)[token]) for t, token in enumerate(tokens))
+        assert hypothesis.log_prob == pytest.approx(log_prob, abs=1e-5)
+        assert hypothesis.score == pytest.approx(log_prob / length**0.6, abs=1e-5)
+
+
+def test_constraints_hold_in_every_draw() -> None:
+    options = replace(
+        ANY_OPTIONS, k=40, n_best=40, prefix_ids=(6, 4), min_length=4, no_repeat_ngram=2, banned_ids=((4, 4), (5,))
+    )
+    for hypothesis in sample(1, options).hypotheses:
+        tokens = hypothesis.token_ids
+        bigrams = list(pairwise(tokens))
+        assert tokens[:2] == (6, 4)
+        assert len(set(bigrams)) == len(bigrams)
+        assert (4, 4) not in bigrams
+        assert 5 not in tokens
+        assert len(tokens) >= 4 or hypothesis.finish == "length"
+
+
+def test_a_row_that_nothing_may_follow_stops_where_it_stands() -> None:
+    options = replace(ANY_OPTIONS, min_length=9, no_repeat_ngram=1)  # three words, none of them twice
+    (hypothesis,) = sample(1, options).hypotheses
+    assert sorted(hypothesis.token_ids) == list(WORDS)
+    assert hypothesis.finish == "length"
+    assert math.isfinite(hypothesis.score)
+
+
+def test_a_cut_names_its_cause_only_for_rows_that_are_alive() -> None:
+    loop = Loop(SamplingSearch(12, CPU))
+    loop.add(1, replace(ANY_OPTIONS, k=12, n_best=12, max_length=30))
+    loop.step()
+    loop.step()
+    result = loop.search.cut(0, "deadline")
+    assert {h.finish for h in result.hypotheses} == {"eos", "deadline"}
+    assert all(len(h.token_ids) == 2 for h in result.hypotheses if h.finish == "deadline")
+
+
+def test_agreed_is_what_all_rows_begin_with() -> None:
+    loop = Loop(SamplingSearch(3, CPU))
+    loop.add(1, replace(ANY_OPTIONS, k=3, n_best=3, prefix_ids=(4, 6), min_length=20, max_length=30))
+    for _ in range(8):
+        loop.step()
+    agreed = loop.search.agreed_ids(0)
+    histories = loop.histories
+    assert agreed[:2] == [4, 6]
+    assert all(list(h[: len(agreed)]) == agreed for h in histories)
+    assert len({h[len(agreed)] for h in histories}) > 1
+
+
+def test_a_dead_row_gets_no_more_coverage() -> None:
+    options = replace(ANY_OPTIONS, k=2, n_best=2, coverage_penalty=1.0, max_length=3)
+    search = SamplingSearch(2, CPU)
+    search.add([LiveSegment(0, options, 3, 2)])
+    certain = torch.full((2, VOCAB), NEVER)
+    certain[0, EOS_ID] = certain[1, 4] = 0.0
+    attention = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]])  # the last column is padding
+    search.absorb(certain.clone(), attention)
+    certain[1, 4], certain[1, EOS_ID] = NEVER, 0.0
+    step = search.absorb(certain, attention)
+    scores = [h.score for h in step.done[0][1].hypotheses]
+    assert scores == pytest.approx([math.log(0.25 * 0.5), math.log(0.2 * 0.4)], abs=1e-5)
+
+
+def test_coverage_stays_with_its_segment() -> None:
+    options = replace(ANY_OPTIONS, coverage_penalty=1.0, max_length=3)
+    search = SamplingSearch(1, CPU)
+    search.add([LiveSegment(handle, options, 3, 2) for handle in range(2)])
+    certain = torch.full((2, VOCAB), NEVER)
+    certain[0, EOS_ID] = certain[1, 4] = 0.0
+    search.absorb(certain, torch.tensor([[0.25, 0.75], [0.1, 0.3]]))
+    search.keep([1])
+    certain = torch.full((1, VOCAB), NEVER)
+    certain[0, EOS_ID] = 0.0
+    step = search.absorb(certain, torch.tensor([[0.1, 0.3]]))
+    assert step.done[0][1].hypotheses[0].score == pytest.approx(math.log(0.2 * 0.6), abs=1e-5)
+
+
+def test_no_draw_falls_on_a_forbidden_token_at_the_ends_of_the_interval() -> None:
+    log_probs = torch.tensor([[NEVER, -80.0, -1e-7, NEVER, -0.5, NEVER]]).repeat(2, 1)
+    uniforms = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert draw(weights_of(log_probs, torch.ones(2)), uniforms).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.75, 0.5, 1e-9])
+def test_the_nucleus_is_the_fewest_that_hold_enough(top_p: float) -> None:
+    log_probs = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
+    weights = weights_of(log_probs, torch.ones(1))
+    kept = without_tail(weights, log_probs, torch.tensor([9]), torch.tensor([top_p], dtype=torch.float64))
+    expected = {1.0: [0, 1, 2, 3], 0.75: [1, 3], 0.5: [1], 1e-9: [1]}[top_p]
+    assert kept[0].nonzero().flatten().tolist() == expected
