@@ -23,6 +23,7 @@ format: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m compileall -q model service
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -313,22 +313,23 @@ class Translator:
         token = self.tgt_tokenizer.tokens([node.token_id])[0]
         return TreeToken(parent=node.parent, token=token, log_prob=node.log_prob, state=node.state)
 
-    def text_so_far(self, prepared: Prepared, texts: Sequence[str | None], token_ids: Sequence[int]) -> str:
+    def text_so_far(
+        self, prepared: Prepared, results: Sequence[SegmentResult | None], agreed_ids: Sequence[int]
+    ) -> str:
         """What of a translation can no longer change.
 
         Args:
             prepared: the source.
-            texts: the translated segments; None from the first that is not done.
-            token_ids: tokens that this first one is sure to start with.
+            results: of its segments; None for those that are not done.
+            agreed_ids: tokens that the first of these is sure to start with.
         """
-        done = next((i for i, text in enumerate(texts) if text is None), len(texts))
-        so_far = "".join(
-            before + text for before, text in zip(prepared.layout, texts[:done], strict=False) if text is not None
-        )
-        if done == len(texts):
-            return so_far + prepared.layout[-1]
-        begun = self.tgt_tokenizer.decode(list(token_ids))
-        return so_far + prepared.layout[done] + begun if begun else so_far
+        so_far = ""
+        for before, result in zip(prepared.layout, results, strict=False):
+            if result is None:
+                begun = self.tgt_tokenizer.decode(list(agreed_ids)).rstrip("\N{REPLACEMENT CHARACTER}")
+                return so_far + before + begun if begun else so_far
+            so_far += before + self._text(result.hypotheses[0])
+        return so_far + prepared.layout[-1]
 
     def _text(self, hypothesis: Hypothesis) -> str:
         return self.tgt_tokenizer.decode(list(hypothesis.token_ids))

@@ -12,6 +12,7 @@
     │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
     │   └── Draining             the server is shutting down
+    ├── DeadlinePassed           504 before the first token
     └── EngineFailure            500 a decode step failed; the engine goes on
     BodyTooLarge                 413 raised while the body is being read
     ClientGone                   the caller hung up: there is nobody to answer
@@ -104,6 +105,10 @@ class Draining(Unavailable):
     pass
 
 
+class DeadlinePassed(RecurraError):
+    """Time was up before there was anything to answer with."""
+
+
 class EngineFailure(RecurraError):
     """A step over all live requests failed."""
 
@@ -146,6 +151,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     NotReady: (503, "not_ready", "The server is not ready"),
     QueueFull: (503, "queue_full", "Too many sentences are waiting"),
     Draining: (503, "draining", "The server is shutting down"),
+    DeadlinePassed: (504, "deadline_passed", "There was no time for a translation"),
     EngineFailure: (500, "engine_failure", "Decoding failed"),
     Exception: (500, "internal_error", "Something went wrong on the server"),
 }

@@ -114,6 +114,12 @@ class TranslateBody(SearchFields):
     n_best: int = Field(1, ge=1, description="how many translations of each text, at most k")
     prefix: str = Field("", description="text that every translation has to start with", examples=["Bon"])
     explain: bool = Field(False, description="also say which tokens were read and written, at what cost, looking where")
+    deadline_ms: int | None = Field(
+        None, ge=1, le=86_400_000, description="time until the best translation so far is the answer", examples=[2000]
+    )
+    stream: bool = Field(
+        False, description="answer with server-sent events: the text as it becomes sure, then all of it"
+    )
     tree: bool = Field(
         False, description="with explain, of one sentence and a beam: every node that the beam looked at"
     )
@@ -129,7 +135,13 @@ class TranslateBody(SearchFields):
         if self.tree and not self.explain:
             raise InvalidValue("tree", True, "false, or true with explain")
         options = self.search_options(settings, n_best=self.n_best, explain=self.explain, tree=self.tree)
-        return TranslateCall(texts=texts, options=options, prefix=self.prefix, banned=tuple(self.banned))
+        return TranslateCall(
+            texts=texts,
+            options=options,
+            prefix=self.prefix,
+            banned=tuple(self.banned),
+            deadline_seconds=None if self.deadline_ms is None else self.deadline_ms / 1000,
+        )
 
 
 class AlternativeAnswer(BaseModel):
@@ -239,6 +251,13 @@ class TranslateAnswer(BaseModel):
             translations=[TranslationAnswer.of(translation) for translation in result.translations],
             usage=Usage.of(result),
         )
+
+
+class TokenEvent(BaseModel):
+    """What of a text's translation can no longer change."""
+
+    index: int = Field(description="number of the text, from 0")
+    text: str
 
 
 class ScoreBody(SearchFields):

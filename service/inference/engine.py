@@ -2,7 +2,8 @@
 
 A request's segments come in through a bounded queue, its answer goes out as a future. One turn of the thread is
 
-    collect    requests that arrived, and those whose caller went away: their rows are free before the next step
+    collect    requests that arrived, and those whose caller went away: their rows are free before the next step;
+               those whose time is up are answered with the best so far
     admit      waiting segments that the scheduler finds room for, encoded in batches of like length
     step       one network step for every live row of every request
 
@@ -22,14 +23,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal
 
+from model.decoding.search import Hypothesis, SegmentResult
 from model.errors import RecurraError
-from service.errors import Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
-from service.inference.scheduler import EngineRequest, Outcome, Scheduler, Ticket
+from service.errors import DeadlinePassed, Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
+from service.inference.scheduler import EngineRequest, Outcome, Progress, Scheduler, Ticket
 from service.logs import EventLog
 from service.metrics import Metrics
 
 if TYPE_CHECKING:
-    from model.decoding.search import SearchOptions, SegmentResult
+    from model.decoding.search import SearchOptions
     from model.decoding.stepper import StepDecoder
     from model.translator import Translator
 
@@ -38,6 +40,11 @@ EngineState = Literal["loading", "ready", "failed", "draining", "stopped"]
 _MAX_RETRY_AFTER_SECONDS = 30.0
 _MEMORY_SECONDS = 1.0  # between two looks at the device's memory
 _ABORT_SECONDS = 5.0  # for the step that is running when the time to drain is up
+
+# The result of a sentence that was not begun when its request's time was up.
+_NOTHING_YET = SegmentResult(
+    hypotheses=(Hypothesis(token_ids=(), log_prob=0.0, score=0.0, finish="deadline"),), num_steps=0
+)
 
 log = EventLog("engine")
 
@@ -74,6 +81,8 @@ class Engine:
         self._scheduler = Scheduler(max_rows=max_rows)
         self._decoder: StepDecoder | None = None
         self._live: dict[int, Ticket] = {}  # by the decoder's handle
+        self._timed: list[EngineRequest] = []  # those with a deadline
+        self._watched: list[EngineRequest] = []  # those whose caller sees the text grow
         self._num_live_rows = 0
         self._memory_due = 0.0
         # Shared with callers, under the condition's lock.
@@ -110,14 +119,27 @@ class Engine:
         """Whether loading has ended, well or not, within the time."""
         return self._has_loaded.wait(timeout_seconds)
 
-    def submit(self, segments: Sequence[tuple[list[int], SearchOptions]]) -> Future[Outcome]:
+    def submit(
+        self,
+        segments: Sequence[tuple[list[int], SearchOptions]],
+        *,
+        deadline_seconds: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Future[Outcome]:
         """Queues a request. Cancelling its future frees its rows before the next step.
+
+        Args:
+            segments: source ids and options of each.
+            deadline_seconds: from now; then the best so far is the answer, or `DeadlinePassed` where there is nothing.
+            on_progress: called in the engine's thread after every step; it must be quick and may not raise.
 
         Raises:
             LimitExceeded: more segments than the queue could ever hold.
             Unavailable: still loading, failed, draining, or the queue is full. Nothing was started.
         """
-        request = EngineRequest(segments, self._clock())
+        now = self._clock()
+        deadline = None if deadline_seconds is None else now + deadline_seconds
+        request = EngineRequest(segments, now, deadline=deadline, on_progress=on_progress)
         with self._changed:
             self.check_open(len(segments))
             self._arrived.append(request)
@@ -234,8 +256,14 @@ class Engine:
             self._cancelled.clear()
         for request in arrived:
             self._scheduler.add(request)
+            if request.deadline is not None:
+                self._timed.append(request)
+            if request.on_progress is not None:
+                self._watched.append(request)
         for request in cancelled:
             self._drop(request)
+        if self._timed:
+            self._answer_overdue(self._clock())
         if self._is_aborted:
             self._fail(self._all_requests(), Draining("the server shut down before the translation was done"))
             return False
@@ -282,6 +310,8 @@ class Engine:
         for handle, result in finished:
             self._finish_segment(handle, result, now)
         self._num_live_rows = self._stepper.num_rows
+        if self._watched:
+            self._report_progress()
         if now >= self._memory_due:
             self._measure_memory(now)
 
@@ -290,6 +320,9 @@ class Engine:
         request = ticket.request
         request.results[ticket.index] = result
         request.num_rows -= ticket.options.num_rows
+        self._finish_if_complete(request, now)
+
+    def _finish_if_complete(self, request: EngineRequest, now: float) -> None:
         if request.is_complete:
             outcome = request.outcome(now)
             self._note_rate(len(request.segments), now - request.submitted_at)
@@ -298,6 +331,35 @@ class Engine:
             self._metrics.decode_seconds.observe(outcome.timings.decode_seconds)
             if request.future.set_running_or_notify_cancel():  # a cancel that came before this line wins
                 request.future.set_result(outcome)
+
+    def _answer_overdue(self, now: float) -> None:
+        """Requests whose time is up get the best so far of each sentence; an empty one where nothing was begun."""
+        overdue = [request for request in self._timed if request.deadline is not None and request.deadline <= now]
+        self._timed = [request for request in self._timed if request not in overdue and not request.future.done()]
+        for request in overdue:
+            if request.future.done():
+                continue
+            for handle in [handle for handle, ticket in self._live.items() if ticket.request is request]:
+                ticket, result = self._live.pop(handle), self._stepper.cut(handle)
+                if result is not None:
+                    request.results[ticket.index] = result
+            if not request.results:
+                self._fail([request], DeadlinePassed("the deadline passed before the first token"))
+                continue
+            self._drop(request)
+            for index in range(len(request.segments)):
+                request.results.setdefault(index, _NOTHING_YET)
+            self._finish_if_complete(request, now)
+
+    def _report_progress(self) -> None:
+        handles = {(ticket.request, ticket.index): handle for handle, ticket in self._live.items()}
+        self._watched = [request for request in self._watched if not request.future.done()]
+        for request in self._watched:
+            assert request.on_progress is not None
+            results = [request.results.get(i) for i in range(len(request.segments))]
+            handle = handles.get((request, results.index(None))) if None in results else None
+            agreed_ids = [] if handle is None else self._stepper.agreed_ids(handle)
+            request.on_progress(Progress(results=results, agreed_ids=agreed_ids))
 
     def _drop(self, request: EngineRequest) -> None:
         """Takes a request out of the queue and the table."""

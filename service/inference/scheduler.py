@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,6 +55,19 @@ class Outcome:
     timings: Timings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a request is.
+
+    Attributes:
+        results: of its segments; None for those that are not done.
+        agreed_ids: tokens that the first of these is sure to start with.
+    """
+
+    results: list[SegmentResult | None]
+    agreed_ids: list[int]
+
+
 @dataclass(eq=False)
 class EngineRequest:
     """One caller's call on its way through the engine.
@@ -65,10 +78,14 @@ class EngineRequest:
             and no long one is left to run alone at the end.
         num_rows: rows that it holds in the decoder.
         results: by segment, as they come.
+        deadline: the moment at which the best so far is the answer; None for never.
+        on_progress: called in the engine's thread after each step, for a caller who wants to see the text grow.
     """
 
     segments: Sequence[tuple[list[int], SearchOptions]]
     submitted_at: float
+    deadline: float | None = None
+    on_progress: Callable[[Progress], None] | None = None
     future: Future[Outcome] = field(default_factory=Future)
     waiting: deque[int] = field(default_factory=deque)
     results: dict[int, SegmentResult] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import CheckpointError
 from service.inference.engine import Engine
-from service.inference.scheduler import Outcome, Timings
+from service.inference.scheduler import Outcome, Progress, Timings
 from service.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TranslateCall:
     options: SearchOptions
     prefix: str = ""
     banned: tuple[str, ...] = ()
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,17 @@ class ServedModel:
     def is_loading(self) -> bool:
         return self.engine.state == "loading"
 
-    async def translate(self, call: TranslateCall) -> TranslateResult:
+    async def translate(
+        self, call: TranslateCall, on_text: Callable[[int, str], None] | None = None
+    ) -> TranslateResult:
         """Splits, translates with whatever else is live, and puts together again. Cancelling it frees its rows.
+
+        Args:
+            on_text: called with a text's number and what of its translation can no longer change, whenever that grew.
 
         Raises:
             Unavailable: see `Engine.submit`.
+            DeadlinePassed: before there was anything.
             EngineFailure: a decode step failed.
         """
         self.engine.check_open()  # before any work is done for it
@@ -105,7 +113,9 @@ class ServedModel:
         prepared, segments = await _run(num_chars, lambda: _prepare(translator, call))
         outcome = Outcome(results=[], timings=Timings())
         if segments:
-            outcome = await asyncio.wrap_future(self.engine.submit(segments))
+            on_progress = None if on_text is None else _watcher(translator, prepared, on_text)
+            future = self.engine.submit(segments, deadline_seconds=call.deadline_seconds, on_progress=on_progress)
+            outcome = await asyncio.wrap_future(future)
         translations = await _run(num_chars, lambda: _finish(translator, prepared, outcome.results))
         result = TranslateResult(
             model=self.name, version=translator.version, translations=translations, timings=outcome.timings
@@ -161,6 +171,35 @@ def _prepare(
     prepared = [translator.prepare(text, prefix=call.prefix) for text in call.texts]
     segments = [pair for p in prepared for pair in zip(p.segments, translator.options_for(p, options), strict=True)]
     return prepared, segments
+
+
+def _watcher(
+    translator: Translator, prepared: list[Prepared], on_text: Callable[[int, str], None]
+) -> Callable[[Progress], None]:
+    """What the engine calls after each step: passes on what grew, in the event loop's thread."""
+    loop = asyncio.get_running_loop()
+    shown = [""] * len(prepared)
+
+    def show(progress: Progress) -> None:
+        start = 0
+        for number, p in enumerate(prepared):
+            end = start + len(p.segments)
+            results = progress.results[start:end]
+            so_far = translator.text_so_far(p, results, progress.agreed_ids)
+            if so_far != shown[number] and so_far.startswith(shown[number]):
+                shown[number] = so_far
+                on_text(number, so_far)
+            if None in results:
+                return
+            start = end
+
+    return lambda progress: _in_loop(loop, show, progress)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Progress], None], progress: Progress) -> None:
+    # A loop that has been closed has nobody left to show anything to.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, progress)
 
 
 def _finish(translator: Translator, prepared: list[Prepared], results: Sequence[SegmentResult]) -> list[Translation]:

@@ -36,6 +36,11 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "code": "engine_failure",
         "detail": "The request could not be answered. The log of the server has the cause under this request id.",
     },
+    504: {
+        "title": "There was no time for a translation",
+        "code": "deadline_passed",
+        "detail": "the deadline passed before the first token",
+    },
     503: {
         "title": "Too many sentences are waiting",
         "code": "queue_full",

@@ -81,6 +81,20 @@ class StubDecoder:
     def cancel(self, handle: int) -> None:
         self.cancelled.append(self._live.pop(handle)[0])
 
+    def cut(self, handle: int) -> SegmentResult | None:
+        ids, _, left = self._live[handle]
+        agreed = self.agreed_ids(handle)
+        self.cancel(handle)
+        if left == len(ids):
+            return None
+        best = Hypothesis(token_ids=tuple(agreed), log_prob=-1.0, score=-0.5, finish="deadline")
+        return SegmentResult(hypotheses=(best,), num_steps=len(agreed))
+
+    def agreed_ids(self, handle: int) -> list[int]:
+        """A token a step."""
+        ids, _, left = self._live[handle]
+        return ids[: len(ids) - left]
+
     def begun_step(self) -> list[list[int]]:
         """Waits until a step begins; the source ids of the segments that are live in it."""
         return self.entered.get(timeout=TIMEOUT_SECONDS)

@@ -177,14 +177,16 @@ def test_drawing_only_the_most_probable_equals_greedy(values: dict[str, float], 
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (3, 1.0), (0, 0.5), (0, 0.9), (3, 0.6)])
-def test_only_the_most_probable_that_were_asked_for_are_drawn(top_k: int, top_p: float) -> None:
+def test_only_the_most_probable_are_drawn_in_their_proportion(top_k: int, top_p: float) -> None:
     options = replace(ANY_OPTIONS, k=250, n_best=250, max_length=1, top_k=top_k, top_p=top_p)
     for table in range(4):
-        seen = {h.token_ids[0] if h.token_ids else EOS_ID for h in sample(table, options).hypotheses}
+        seen = Counter(h.token_ids[0] if h.token_ids else EOS_ID for h in sample(table, options).hypotheses)
         ranked = sorted(allowed(table, ()).items(), key=lambda entry: -entry[1])[: top_k or None]
         total = sum(p for _, p in ranked)
-        kept = [ranked[i][0] for i in range(len(ranked)) if sum(p for _, p in ranked[:i]) < top_p * total]
-        assert seen == set(kept)
+        kept = [ranked[i] for i in range(len(ranked)) if sum(p for _, p in ranked[:i]) < top_p * total]
+        assert set(seen) == {token for token, _ in kept}
+        for token, p in kept:
+            assert seen[token] / 250 == pytest.approx(p / sum(p for _, p in kept), abs=0.12)
 
 
 def test_rows_wait_for_the_segments_last_and_come_best_first() -> None:

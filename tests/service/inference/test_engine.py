@@ -13,8 +13,9 @@ import pytest
 from model.decoding.search import SearchOptions
 from model.errors import CheckpointError
 from model.translator import Translator
-from service.errors import Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
+from service.errors import DeadlinePassed, Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
 from service.inference.engine import Engine
+from service.inference.scheduler import Progress
 from service.metrics import Metrics
 
 TIMEOUT_SECONDS = 30.0
@@ -64,6 +65,60 @@ def start() -> Iterator[StartEngine]:
 def held(make_translator: Any) -> Any:
     """A stand-in whose every step waits for `release`."""
     return make_translator(is_held=True)
+
+
+# -- deadlines and progress
+
+
+class Clock:
+    """Stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_at_the_deadline_the_best_so_far_is_the_answer_and_its_rows_are_free(start: StartEngine, held: Any) -> None:
+    clock = Clock()
+    engine = start(held, max_rows=2, clock=clock)
+    decoder = held.decoders[-1]
+    future = engine.submit([segment(10, 11, 12, 13), segment(20)], deadline_seconds=5.0)
+    decoder.begun_step()
+    decoder.release()
+    decoder.begun_step()
+    clock.now = 6.0
+    decoder.release()
+    results = future.result(TIMEOUT_SECONDS).results
+    assert [r.hypotheses[0].token_ids for r in results] == [(10, 11), ()]
+    assert {r.hypotheses[0].finish for r in results} == {"deadline"}
+    assert decoder.num_segments == 0
+
+
+def test_a_deadline_before_the_first_token_is_an_error(start: StartEngine, held: Any) -> None:
+    clock = Clock()
+    engine = start(held, max_rows=2, clock=clock)
+    decoder = held.decoders[-1]
+    first = engine.submit([segment(10, 11)])
+    decoder.begun_step()
+    late = engine.submit([segment(20)], deadline_seconds=1.0)
+    clock.now = 2.0
+    decoder.let_go()
+    with pytest.raises(DeadlinePassed):
+        late.result(TIMEOUT_SECONDS)
+    assert len(first.result(TIMEOUT_SECONDS).results) == 1
+
+
+def test_progress_tells_what_is_done_and_what_the_next_segment_starts_with(
+    start: StartEngine, make_translator: Any
+) -> None:
+    engine = start(make_translator())
+    seen: list[Progress] = []
+    engine.submit([segment(10, 11, 12), segment(20)], on_progress=seen.append).result(TIMEOUT_SECONDS)
+    assert [progress.agreed_ids for progress in seen] == [[10], [10, 11], [10, 11, 12]]
+    is_done = [[result is not None for result in progress.results] for progress in seen]
+    assert is_done == [[False, False], [False, True], [False, True]]
 
 
 # -- joining and leaving

@@ -56,6 +56,50 @@ def test_a_caller_that_closes_its_connection_frees_its_rows(client: httpx.Client
     assert len(decoder.cancelled) == 1
 
 
+def test_a_caller_of_a_stream_that_closes_its_connection_frees_its_rows(client: httpx.Client, translator: Any) -> None:
+    decoder = translator.decoders[-1]
+    with client.stream("POST", "/translate", json={"text": "a" * 1900, "stream": True}) as response:
+        decoder.begun_step()
+        decoder.release(2)
+        assert next(response.iter_lines()) == "event: token"
+    while not decoder.cancelled:  # long before the text is done
+        client.get("/metrics")
+        decoder.release()
+        assert decoder.num_segments or decoder.cancelled
+    assert decoder.num_segments == 0
+
+
+def test_a_stream_grows_only_at_its_end_and_ends_with_the_whole_answer(client: httpx.Client, translator: Any) -> None:
+    translator.decoders[-1].let_go()
+    body = {"text": ["abc", "One. Two."], "stream": True}
+    with client.stream("POST", "/translate", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    events = [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in zip(lines[::2], lines[1::2], strict=True)
+    ]
+    assert {name for name, _ in events[:-1]} == {"token"}
+    assert events[-1][0] == "done"
+    assert len({data["text"] for _, data in events[:-1] if data["index"] == 0}) > 1
+    texts = [translation["text"] for translation in events[-1][1]["translations"]]
+    assert texts == ["ABC", "ONE. TWO."]
+    for number, text in enumerate(texts):
+        grown = [data["text"] for _, data in events[:-1] if data["index"] == number]
+        for before, after in zip(grown, [*grown[1:], text], strict=True):
+            assert after.startswith(before)
+
+
+def test_a_stream_that_fails_says_so_in_its_last_event(client: httpx.Client, translator: Any) -> None:
+    decoder = translator.decoders[-1]
+    decoder.fail_steps = 1
+    decoder.let_go()
+    with client.stream("POST", "/translate", json={"text": "abc", "stream": True}) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-2] == "event: error"
+    assert json.loads(lines[-1].removeprefix("data: "))["code"] == "engine_failure"
+
+
 def test_a_chunked_body_past_the_limit_is_told_so_while_it_is_sent(client: httpx.Client) -> None:
     chunks = (b"a" * 1500 for _ in range(4))
     response = client.post("/translate", content=chunks, headers={"Content-Type": "application/json"})
