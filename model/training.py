@@ -43,6 +43,7 @@ from model.network.seq2seq import Seq2Seq
 from model.translator import Translator
 
 STATE_VERSION = 1
+_CLEARLY_FASTER = 1.5
 _EVAL_BATCH_TOKENS = 4096
 
 
@@ -92,6 +93,27 @@ def batch_loss(network: Seq2Seq, batch: Batch, label_smoothing: float = 0.0) -> 
     readouts = network.readouts(batch.src_ids, batch.src_lens, torch.cat((bos, batch.tgt_ids[:, :-1]), dim=1))
     logits = network.decoder.output(readouts[mask]).float()
     return F.cross_entropy(logits, batch.tgt_ids[mask], label_smoothing=label_smoothing)
+
+
+def _precision(preset: Preset, device: str) -> str:
+    """What the run's matrix products are made in; `auto` is measured, on a product of the model's own size.
+
+    bf16 has to win clearly: the products are half of a step's time, and casting costs some.
+    """
+    if preset.training.precision != "auto":
+        return preset.training.precision
+    if device == "cuda":
+        return "bf16"
+    dim = preset.model.decoder_dim
+    x, weight = torch.randn(max(16, preset.training.batch_tokens // 16), dim), torch.randn(4 * dim, dim)
+    seconds: dict[torch.dtype, float] = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(7):
+        for dtype in seconds:
+            cast_x, cast_weight = x.to(dtype), weight.to(dtype)
+            started = time.perf_counter()
+            F.linear(cast_x, cast_weight)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
+    return "bf16" if seconds[torch.float32] > _CLEARLY_FASTER * seconds[torch.bfloat16] else "fp32"
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
@@ -217,7 +239,8 @@ class Trainer:
             if path.exists():
                 raise TrainingError(f"{self.folder} holds a run already: resume it, or choose another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.run)
+            self.precision = _precision(preset, self.device)
+            write_json(path, {**self.run, "precision": self.precision})
             return
         try:
             found = json.loads(path.read_bytes())
@@ -226,6 +249,7 @@ class Trainer:
         for key, value in self.run.items():
             if found.get(key) != value:
                 raise TrainingError(f"{self.folder} holds another run: its {key} is not the same")
+        self.precision = str(found.get("precision", "fp32"))  # measured once: another choice would be another run
 
     def _tokenizers(self, preset: Preset, pairs: Sequence[Pair]) -> tuple[Tokenizer, Tokenizer]:
         if preset.tokenizer.shared:
@@ -353,7 +377,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        is_bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and self.device == "cuda")
+        is_bf16 = self.precision == "bf16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=is_bf16):
             loss = batch_loss(self.network, batch, self.config.label_smoothing)
         loss.backward()
@@ -475,6 +499,7 @@ class Trainer:
             "training_minutes": round(self.seconds / 60, 1),
             "parent": self.parent,
             "seed": self.config.seed,
+            "precision": self.precision,
             "data_sha256": self.run["data_sha256"],
             "num_pairs": len(self.pairs),
             "tokenizer": self.run["tokenizer"],

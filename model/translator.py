@@ -155,10 +155,10 @@ class Translator:
         network = checkpoint.build().to(self.device)
         self.num_parameters = network.num_parameters
         if precision == "auto":
-            self._network = _fastest(network)
+            self.network = _fastest(network)
         else:
-            self._network = InferenceNetwork(network, precision)
-        self.precision = self._network.precision
+            self.network = InferenceNetwork(network, precision)
+        self.precision = self.network.precision
 
     @classmethod
     def load(
@@ -192,7 +192,7 @@ class Translator:
 
     def decoder(self, *, max_rows: int = _OFFLINE_ROWS) -> StepDecoder:
         """A new decoding loop over this model, for one thread."""
-        return StepDecoder(self._network, max_rows=max_rows)
+        return StepDecoder(self.network, max_rows=max_rows)
 
     # -- text to segments and back ---------------------------------------------------------------------------------
 

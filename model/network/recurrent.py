@@ -8,7 +8,7 @@ Weights have PyTorch's layout and gate order, so that a cell can be compared wit
 
 Why not those modules: a sentence's states are needed at every step (padding must not reach the last state, LSTM's c
 included), one step must be callable alone, and the loop below, with all weight gradients in one product after it, is
-faster on a CPU (benchmarks/training_kernels.py).
+faster on a CPU.
 """
 
 from __future__ import annotations
