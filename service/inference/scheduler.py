@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # Padded source tokens that one round of admissions may encode: live rows stand still meanwhile.
 MAX_ENCODE_TOKENS = 4096
+# Where few rows are live, a step is cheaper than an encoder batch: newcomers wait this many steps for one another, or
+# until they bring a quarter of the live rows. Where many are live the wait would be long, and they come at once.
+_MAX_ROUNDS = 3
+_FEW_ROWS = 160
 _NEWCOMER_SHARE = 8  # 1/8 of the table
 _REFILL_SHARE = (
     8  # a request's next sentences wait for this much room: encoding one costs nearly as much as encoding ten
@@ -144,6 +148,7 @@ class Scheduler:
         self._refill_rows = max_rows // _REFILL_SHARE
         self._requests: dict[EngineRequest, int] = {}  # in order of arrival, with its number
         self._num_arrived = 0
+        self._num_rounds = 0  # steps that those who could be admitted have waited for one another
 
     def add(self, request: EngineRequest) -> None:
         self._num_arrived += 1
@@ -167,6 +172,10 @@ class Scheduler:
         heapq.heapify(queue)
         if not queue or not self._is_worth_it(queue[0][2], free, num_live_rows):
             return []
+        if queue[0][0] == 0 and self._shall_wait(num_live_rows):
+            self._num_rounds += 1
+            return []
+        self._num_rounds = 0
         taken: list[Ticket] = []
         num_tokens = 0
         while queue:
@@ -185,6 +194,13 @@ class Scheduler:
                 heapq.heappop(queue)
                 del self._requests[request]
         return _groups(taken)
+
+    def _shall_wait(self, num_live_rows: int) -> bool:
+        """Whether newcomers wait for one another."""
+        if not 0 < num_live_rows <= _FEW_ROWS or self._num_rounds >= _MAX_ROUNDS:
+            return False
+        num_wanted = sum(len(request.waiting) * request.segments[0][1].num_rows for request in self._requests)
+        return 4 * num_wanted < num_live_rows
 
     def _fits(self, ticket: Ticket, free: int) -> bool:
         kept_free = self._newcomer_rows if ticket.request.num_rows else 0

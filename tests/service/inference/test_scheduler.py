@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from model.decoding.search import SearchOptions
 from service.inference.scheduler import EngineRequest, Scheduler, Ticket
 
@@ -129,3 +131,18 @@ def test_every_segment_is_admitted_exactly_once() -> None:
         admitted += tickets
     assert len({(id(ticket.request), ticket.index) for ticket in admitted}) == len(admitted) == 74
     assert scheduler.requests == []
+
+
+def test_newcomers_wait_a_few_steps_for_one_another_where_few_rows_are_live() -> None:
+    scheduler = Scheduler(max_rows=320)
+    first = request(1)
+    scheduler.add(first)
+    assert [scheduler.admit(40) for _ in range(3)] == [[], [], []]
+    assert [ticket.request for group in scheduler.admit(40) for ticket in group] == [first]
+
+
+@pytest.mark.parametrize("num_live_rows", [0, 8, 200])
+def test_a_newcomer_does_not_wait_where_it_is_many_or_where_steps_are_long(num_live_rows: int) -> None:
+    scheduler = Scheduler(max_rows=320)
+    scheduler.add(request(1))
+    assert len(scheduler.admit(num_live_rows)) == 1
