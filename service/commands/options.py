@@ -15,7 +15,7 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model
 CheckpointsOption = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of the models; else RECURRA_CHECKPOINTS.")
 ]
-SearchOption = Annotated[str | None, typer.Option("--search", help="greedy or beam.")]
+SearchOption = Annotated[str | None, typer.Option("--search", help="greedy, beam, sample or exact.")]
 KOption = Annotated[int | None, typer.Option("--k", "-k", help="Beam width; 1 is greedy. Default 5.")]
 LengthPenaltyOption = Annotated[float, typer.Option(help="Exponent of the length in the score.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
