@@ -305,8 +305,7 @@ class ScoreBody(SearchFields):
         )
 
     def _refuse_search_fields(self) -> None:
-        for name in sorted(self.model_fields_set & set(SearchFields.model_fields)):
-            raise InvalidValue(name, getattr(self, name), "nothing: hypotheses are scored as they are")
+        self._refuse(*sorted(SearchFields.model_fields), allowed="nothing: hypotheses are scored as they are")
 
 
 class MetricAnswer(BaseModel):

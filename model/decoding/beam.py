@@ -23,7 +23,7 @@ one, continued for certain, could not score higher than the result, the result i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,16 +32,8 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
-from model.decoding.search import (
-    NEVER,
-    Absorbed,
-    Finish,
-    Hypothesis,
-    LaneSearch,
-    LiveSegment,
-    SegmentResult,
-    TreeNode,
-)
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start
+from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult, TreeNode
 from model.decoding.selection import top_of_beams
 
 _GROWTH = 32
@@ -83,12 +75,11 @@ class BeamSearch(LaneSearch):
         # A segment may stop once its best live log-probability is at most this: -inf until n_best are finished.
         self._enough = torch.empty(0, device=device)  # [R]
         self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        self._is_constrained = False
         self._coverage = Coverage()
 
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        super().add(segments)
         num_new = len(segments)
-        self.segments.extend(segments)
         self._finished.extend(_Finished(row_nodes=[-1] * self.k) for _ in segments)
         alive = self._log_probs.new_full((num_new, self.k), NEVER)
         alive[:, 0] = 0.0  # all rows are alike before the first step: one is enough
@@ -99,14 +90,12 @@ class BeamSearch(LaneSearch):
         self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
         limits = torch.tensor([segment.limit for segment in segments], device=self.device)
         self._limits = torch.cat((self._limits, limits))
-        self._is_constrained |= any(segment.options.is_constrained for segment in segments)
         self._coverage.add(segments, self.k)
-        return None
 
     def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
         num_segments, k = len(self.segments), self.k
         self._coverage.absorb(attention)
-        constrain(log_probs, k, self.segments if self._is_constrained else (), self._history)
+        constrain(log_probs, k, self.segments if self.is_constrained else (), self._history)
         num_candidates = min(2 * k, k * log_probs.shape[1])
         totals, parents, tokens = top_of_beams(log_probs, self._log_probs, num_candidates)  # [R, C], best first
         is_end = tokens == EOS_ID
@@ -114,7 +103,7 @@ class BeamSearch(LaneSearch):
         # The best K that go on, in their order: among the best K candidates and K more, at most K end.
         live, order = going.topk(k, dim=1)  # [R, K]
         ends = (is_end & (totals > NEVER))[:, :k]
-        stuck = self._results_of_stuck(totals) if self._is_constrained else []
+        stuck = self._results_of_stuck(totals) if self.is_constrained else []
         self._note_dropped(totals, order, live, ends)
         self._note_trees(totals, parents, tokens, order)
         self._finish(ends, totals, parents)
@@ -123,10 +112,10 @@ class BeamSearch(LaneSearch):
         self._append(tokens, parents)
         self._coverage.follow(parents)
         rows = parents + torch.arange(num_segments, device=self.device)[:, None] * k
-        return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=stuck or self._done())
+        return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=[*stuck, *self._done({at for at, _ in stuck})])
 
     def _results_of_stuck(self, totals: Tensor) -> list[tuple[int, SegmentResult]]:
-        """Segments none of whose rows may go on or end: they stop where they stand, and the others wait for a step."""
+        """Segments none of whose rows may go on or end: they stop where they stand."""
         return [(i, self._result(i, "length")) for i in (totals[:, 0] == NEVER).nonzero().flatten().tolist()]
 
     def _note_dropped(self, totals: Tensor, order: Tensor, live: Tensor, ends: Tensor) -> None:
@@ -165,14 +154,15 @@ class BeamSearch(LaneSearch):
         self._tokens.scatter_(2, self._lens[:, None, None].expand(-1, self.k, 1), tokens[:, :, None])
         self._lens += 1
 
-    def _done(self) -> list[tuple[int, SegmentResult]]:
+    def _done(self, stuck: Collection[int]) -> list[tuple[int, SegmentResult]]:
+        """Segments that end with this step, but for those that were stuck before it."""
         best_live = self._log_probs[:, 0]
         is_over = (self._lens >= self._limits) | (best_live == NEVER)
         is_done = is_over | (best_live <= self._enough)
-        if self._is_constrained:
+        if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
-        return [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist()]
+        return [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist() if i not in stuck]
 
     def _result(self, position: int, cut: Finish) -> SegmentResult:
         """Live rows fill the places that no finished hypothesis took."""
@@ -225,13 +215,12 @@ class BeamSearch(LaneSearch):
         return rows
 
     def keep(self, order: Sequence[int]) -> None:
+        super().keep(order)
         index = torch.tensor(order, dtype=torch.int64, device=self.device)
-        self.segments = [self.segments[i] for i in order]
         self._finished = [self._finished[i] for i in order]
         self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
         self._dropped, self._enough = self._dropped[index], self._enough[index]
         self._lens, self._limits = self._lens[index], self._limits[index]
-        self._is_constrained = any(segment.options.is_constrained for segment in self.segments)
         self._coverage.keep(order)
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:
@@ -245,10 +234,4 @@ class BeamSearch(LaneSearch):
             if log_prob > NEVER
         ]
         histories.extend(list(entry[2].token_ids) for entry in self._finished[position].kept)
-        if not histories:
-            return []
-        shortest = min(map(len, histories))
-        for t in range(shortest):
-            if any(tokens[t] != histories[0][t] for tokens in histories):
-                return histories[0][:t]
-        return histories[0][:shortest]
+        return common_start(histories)

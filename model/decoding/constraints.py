@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from model.data.vocab import EOS_ID
-from model.decoding.search import NEVER, NUM_BANNED, LiveSegment, SearchOptions
+from model.decoding.lane import LiveSegment
+from model.decoding.search import NEVER, NUM_BANNED, SearchOptions
 
 _FINITE = torch.finfo(torch.float32).min
 

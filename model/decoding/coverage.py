@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.decoding.search import LiveSegment
+from model.decoding.lane import LiveSegment
+
+
+def log_coverage(sums: Tensor) -> float:
+    """Σ_s log(min(Σ_t a_ts, 1)) of the sums [S] that one hypothesis has paid."""
+    return float(sums.clamp(1e-9, 1.0).log().sum())
 
 
 class Coverage:
@@ -57,5 +62,4 @@ class Coverage:
         """Σ_s log(min(Σ_t a_ts, 1)) of a row; 0 where nobody asks for it."""
         if self._sums is None:
             return 0.0
-        sums = self._sums[position, row, : self._num_src[position]]
-        return float(sums.clamp(1e-9, 1.0).log().sum())
+        return log_coverage(self._sums[position, row, : self._num_src[position]])

@@ -33,7 +33,9 @@ from torch import Tensor
 
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
-from model.decoding.search import NEVER, Absorbed, Finish, Hypothesis, LaneSearch, LiveSegment, SegmentResult
+from model.decoding.coverage import log_coverage
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
+from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 
 _LOWEST = torch.finfo(torch.float32).min
 _DEAD_SLOT = 0  # where rows without a node start from
@@ -105,13 +107,12 @@ class ExactSearch(LaneSearch):
         self._proofs: list[_Proof] = []
         self._slots = _Slots()
 
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        super().add(segments)
         for segment in segments:
             assert segment.best is not None, "a beam comes first"
             root = _Node((), 0.0, _DEAD_SLOT, None)
             self._proofs.append(_Proof(segment.best.hypotheses[0], [root]))
-            self.segments.append(segment)
-        return None
 
     def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
         rows = [
@@ -155,7 +156,7 @@ class ExactSearch(LaneSearch):
             if ends[row] == NEVER:
                 continue
             log_prob = node.log_prob + ends[row]
-            coverage = 0.0 if node.looked is None else _coverage_of(node.looked[: segment.num_src])
+            coverage = 0.0 if node.looked is None else log_coverage(node.looked[: segment.num_src])
             score = segment.options.score(log_prob, len(node.tokens) + 1, coverage)
             if score > proof.score_to_beat:
                 proof.best = Hypothesis(token_ids=node.tokens, log_prob=log_prob, score=score, finish="eos")
@@ -212,7 +213,7 @@ class ExactSearch(LaneSearch):
     def keep(self, order: Sequence[int]) -> None:
         for i in set(range(len(self._proofs))) - set(order):
             self._slots.free.extend(node.slot for node in self._proofs[i].stack)
-        self.segments = [self.segments[i] for i in order]
+        super().keep(order)
         self._proofs = [self._proofs[i] for i in order]
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:
@@ -253,8 +254,3 @@ class ExactSearch(LaneSearch):
 def _constrain_row(log_probs: Tensor, segment: LiveSegment, tokens: Sequence[int]) -> None:
     """Forbids in place, in log_probs [1, V], what may not follow these tokens."""
     constrain(log_probs, 1, [replace(segment, num_tokens=len(tokens))], lambda _: [list(tokens)])
-
-
-def _coverage_of(looked: Tensor) -> float:
-    """Σ_s log(min(Σ_t a_ts, 1)) of the sums [S], as `Coverage.of` has it."""
-    return float(looked.clamp(1e-9, 1.0).log().sum())

@@ -16,7 +16,8 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
-from model.decoding.search import NEVER, Absorbed, Finish, Hypothesis, LaneSearch, LiveSegment, SegmentResult
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
+from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 from model.decoding.selection import best_of
 
 _GROWTH = 32
@@ -31,24 +32,21 @@ class GreedySearch(LaneSearch):
         self._tokens = torch.empty(0, _GROWTH, dtype=torch.int64, device=device)  # [R, T]
         self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
         self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        self._is_constrained = False
         self._coverage = Coverage()
 
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        super().add(segments)
         num_new, width = len(segments), self._tokens.shape[1]
-        self.segments.extend(segments)
         self._log_probs = torch.cat((self._log_probs, self._log_probs.new_zeros(num_new, width)))
         self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, width)))
         self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
         limits = torch.tensor([segment.limit for segment in segments], device=self.device)
         self._limits = torch.cat((self._limits, limits))
-        self._is_constrained |= any(segment.options.is_constrained for segment in segments)
         self._coverage.add(segments, 1)
-        return None
 
     def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
         self._coverage.absorb(attention)
-        if self._is_constrained:
+        if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
             constrain(log_probs, 1, self.segments, lambda i: [self._history(i)])
@@ -74,11 +72,10 @@ class GreedySearch(LaneSearch):
         return tokens
 
     def keep(self, order: Sequence[int]) -> None:
+        super().keep(order)
         index = torch.tensor(order, dtype=torch.int64, device=self.device)
-        self.segments = [self.segments[i] for i in order]
         self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
         self._lens, self._limits = self._lens[index], self._limits[index]
-        self._is_constrained = any(segment.options.is_constrained for segment in self.segments)
         self._coverage.keep(order)
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:

@@ -30,7 +30,8 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
-from model.decoding.search import NEVER, Absorbed, Finish, Hypothesis, LaneSearch, LiveSegment, SegmentResult
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start
+from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 
 # Tokens 2**40 times less probable than the best are never drawn; the weights of a million tokens still fit an int64.
 _LARGEST_WEIGHT = 2.0**40
@@ -104,20 +105,18 @@ class SamplingSearch(LaneSearch):
         self._coverage = Coverage()
         self._arrange()
 
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        super().add(segments)
         for segment in segments:
             seed = segment.options.seed if segment.options.seed is not None else secrets.randbits(63)
             # A text as the seed: Python hashes it with SHA-512, so that neighbouring numbers have nothing in common.
             self._rows.append([_Row(Random(f"{seed}/{row}")) for row in range(self.k)])
-        self.segments.extend(segments)
         self._coverage.add(segments, self.k)
         self._arrange()
-        return None
 
     def _arrange(self) -> None:
         """What each row asks for, as tensors; anew whenever segments come or go."""
         options = [segment.options for segment in self.segments for _ in range(self.k)]
-        self._is_constrained = any(o.is_constrained for o in options)
         self._temperature = torch.tensor([o.temperature for o in options], device=self.device)  # [N]
         some = [row for row, o in enumerate(options) if o.top_k or o.top_p < 1]
         self._filtered = torch.tensor(some, dtype=torch.int64, device=self.device)  # [F]
@@ -127,7 +126,7 @@ class SamplingSearch(LaneSearch):
 
     def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
         self._coverage.absorb(attention)
-        constrain(log_probs, self.k, self.segments if self._is_constrained else (), self._history)
+        constrain(log_probs, self.k, self.segments if self.is_constrained else (), self._history)
         weights = weights_of(log_probs, self._temperature)
         if len(self._filtered):
             at = self._filtered
@@ -176,7 +175,7 @@ class SamplingSearch(LaneSearch):
         return [row.tokens for row in self._rows[position]]
 
     def keep(self, order: Sequence[int]) -> None:
-        self.segments = [self.segments[i] for i in order]
+        super().keep(order)
         self._rows = [self._rows[i] for i in order]
         self._coverage.keep(order)
         self._arrange()
@@ -186,12 +185,7 @@ class SamplingSearch(LaneSearch):
 
     def agreed_ids(self, position: int) -> list[int]:
         """What all rows begin with."""
-        agreed: list[int] = []
-        for tokens in zip(*self._history(position), strict=False):
-            if len(set(tokens)) > 1:
-                break
-            agreed.append(tokens[0])
-        return agreed
+        return common_start(self._history(position))
 
     def _result(self, position: int, cut: Finish) -> SegmentResult:
         """All rows, best score first, ties by row; `cut` is why those stop that have not ended yet."""

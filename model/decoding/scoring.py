@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from model.data.vocab import EOS_ID
-from model.decoding.search import Absorbed, Finish, LaneSearch, LiveSegment, SegmentResult
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
+from model.decoding.search import Finish, SegmentResult
 
 
 @dataclass(eq=False)
@@ -34,13 +35,12 @@ class ForcedSearch(LaneSearch):
         super().__init__(1, device)
         self._walks: list[_Walk] = []
 
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        super().add(segments)
         for segment in segments:
             assert segment.best is not None, "an earlier stage found it"
             best = segment.best.hypotheses[0]
             self._walks.append(_Walk([*best.token_ids, EOS_ID] if best.finish == "eos" else list(best.token_ids)))
-            self.segments.append(segment)
-        return None
 
     def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
         ids = torch.tensor([walk.tokens[len(walk.log_probs)] for walk in self._walks], device=self.device)
@@ -67,7 +67,7 @@ class ForcedSearch(LaneSearch):
         )
 
     def keep(self, order: Sequence[int]) -> None:
-        self.segments = [self.segments[i] for i in order]
+        super().keep(order)
         self._walks = [self._walks[i] for i in order]
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:

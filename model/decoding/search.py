@@ -1,23 +1,19 @@
-"""What a caller may ask of a search, what it gets back, and what every search is to the decoding loop.
+"""What a caller may ask of a search, and what it gets back. Knows no network, no tensor and no text.
 
-Knows no network and no text. A hypothesis of T tokens (`<eos>` counted) with log-probability p has the score
+The command line and the settings import it: it must not cost them torch.
+
+A hypothesis of T tokens (`<eos>` counted) with log-probability p has the score
 
     p / T**length_penalty + coverage_penalty · Σ_s log(min(Σ_t a_ts, 1))
 
 where a_ts is the attention that target token t paid to source token s: the mean a token at length penalty 1, the plain
 log-probability at 0 (Wu et al. 2016, equation 14, with T in place of its length term).
-
-Shape letters: R segments of one lane, K rows a segment, V vocabulary (padded), S source length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import Any, Literal
 
 from model.errors import InvalidValue
 
@@ -203,89 +199,3 @@ class SegmentResult:
     tree: tuple[TreeNode, ...] = ()
     token_log_probs: tuple[float, ...] = ()
     attention: tuple[tuple[float, ...], ...] = ()
-
-
-@dataclass(eq=False)
-class LiveSegment:
-    """What a search keeps in Python for a segment; searches add tensors of their own beside it.
-
-    Attributes:
-        handle: the decoder's number for it.
-        limit: tokens a hypothesis may have.
-        num_src: tokens of its source, `<eos>` counted.
-        num_tokens: of the live hypotheses.
-        best: what an earlier stage found: `exact` starts from the beam's best, `forced` runs through it.
-    """
-
-    handle: int
-    options: SearchOptions
-    limit: int
-    num_src: int
-    num_tokens: int = 0
-    best: SegmentResult | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Absorbed:
-    """How the lane's rows go on after a step.
-
-    Attributes:
-        ids: [R·K] int64, the token of each row for the next step.
-        rows: [R·K] int64, which row of this step each row continues; None where each continues itself. Of a search
-            that parks states, which slot.
-        done: positions of the segments that are done, with their results. Their rows are still there: `keep` drops
-            them.
-        parked: rows of this step [P] int64 and the slots [P] int64 where their states are to be kept.
-    """
-
-    ids: Tensor
-    rows: Tensor | None
-    done: Sequence[tuple[int, SegmentResult]]
-    parked: tuple[Tensor, Tensor] | None = None
-
-
-class LaneSearch:
-    """One kind of search over all its segments at once: pure bookkeeping on log-probabilities.
-
-    Rows stand segment by segment, K for each. The loop calls `absorb` with the rows' log-probabilities and extends the
-    rows as it is told; then `keep`, where segments left.
-
-    Args:
-        k: K.
-        device: where log-probabilities come from.
-    """
-
-    parks: ClassVar[bool] = False
-
-    def __init__(self, k: int, device: torch.device) -> None:
-        self.k = k
-        self.device = device
-        self.segments: list[LiveSegment] = []
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.segments) * self.k
-
-    def add(self, segments: Sequence[LiveSegment]) -> Tensor | None:
-        """New segments, whose rows come after all others.
-
-        Returns:
-            First tokens of their rows [R'·K] int64; None for `<bos>` everywhere, which all searches begin with.
-        """
-        raise NotImplementedError
-
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
-        """Takes a step: log_probs [R·K, V] float32, which it may overwrite, and attention [R·K, S] if there is any."""
-        raise NotImplementedError
-
-    def keep(self, order: Sequence[int]) -> None:
-        """Only the segments at these positions stay, in this order."""
-        raise NotImplementedError
-
-    def cut(self, position: int, finish: Finish) -> SegmentResult:
-        """The best that the segment has so far, for one that has to stop now. It has taken at least one step."""
-        raise NotImplementedError
-
-    def agreed_ids(self, position: int) -> list[int]:
-        """Tokens that the best hypothesis is sure to start with, as far as the search can tell."""
-        raise NotImplementedError

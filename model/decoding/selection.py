@@ -9,7 +9,6 @@ Shape letters: N rows, W width, k values wanted, R segments, K rows a segment, V
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _BLOCK = 64
@@ -55,8 +54,3 @@ def top_of_beams(log_probs: Tensor, totals: Tensor, k: int) -> tuple[Tensor, Ten
     block = at // _BLOCK
     tokens = (chosen.gather(1, block) % num_blocks) * _BLOCK + at % _BLOCK
     return values, rows.gather(1, block), tokens
-
-
-def log_of_the_rest(log_probs: Tensor) -> Tensor:
-    """log(1 - p) of log p: what all other tokens have together, and so no single one of them exceeds."""
-    return torch.log1p(-torch.exp(log_probs.clamp_max(-1e-7)))

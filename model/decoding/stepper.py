@@ -27,9 +27,10 @@ from model.data.vocab import BOS_ID, PAD_ID
 from model.decoding.beam import BeamSearch
 from model.decoding.exact import ExactSearch
 from model.decoding.greedy import GreedySearch
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
 from model.decoding.sampling import SamplingSearch
 from model.decoding.scoring import ForcedSearch
-from model.decoding.search import Absorbed, Finish, LaneSearch, LiveSegment, SearchOptions, SegmentResult
+from model.decoding.search import Finish, SearchOptions, SegmentResult
 from model.decoding.sources import SourceTable, width_for
 from model.network.decoder import Memory
 from model.network.inference import InferenceNetwork
@@ -158,7 +159,6 @@ class StepDecoder:
         arrivals: dict[_LaneKey, list[int]] = {}
         for i, journey in enumerate(journeys):
             arrivals.setdefault(_lane_key(journey.stages.pop(0), journey.segment), []).append(i)
-        new_ids: dict[_LaneKey, Tensor] = {}
         starts = self._starts()
         for key, entries in arrivals.items():
             lane = self._lanes.get(key)
@@ -166,9 +166,7 @@ class StepDecoder:
                 lane = _Lane(key, STAGES[key.stage](key.num_rows, self._device), SourceTable(key.width, key.num_rows))
                 self._lanes[key] = lane
             lane.sources.add(memory, entries)
-            ids = lane.search.add([journeys[i].segment for i in entries])
-            blank = torch.full((len(entries) * key.num_rows,), BOS_ID, dtype=torch.int64, device=self._device)
-            new_ids[key] = blank if ids is None else ids
+            lane.search.add([journeys[i].segment for i in entries])
         if not self._state:
             self._state = tuple(part[:0] for part in state)
         pieces: list[list[Tensor]] = [[] for _ in state]
@@ -180,8 +178,8 @@ class StepDecoder:
                 for piece, part in zip(pieces, self._state, strict=True):
                     piece.append(part[start:end])
             if key in arrivals:
-                id_pieces.append(new_ids[key])
                 index = torch.tensor(arrivals[key], device=self._device).repeat_interleave(key.num_rows)
+                id_pieces.append(torch.full_like(index, BOS_ID))
                 for piece, part in zip(pieces, state, strict=True):
                     piece.append(part[index])
         self._state = tuple(torch.cat(piece) for piece in pieces)

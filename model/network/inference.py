@@ -154,12 +154,10 @@ class PackedEncoder:
         device, width = src_ids.device, src_ids.shape[1]
         order = sorted(range(len(lens)), key=lambda row: -lens[row])
         num_at = [sum(length > t for length in lens) for t in range(lens[order[0]])]  # rows still read at step t
-        sorted_lens = [lens[row] for row in order]
-        positions = torch.tensor([order[i] * width + t for t, n in enumerate(num_at) for i in range(n)], device=device)
+        read = [(order[i], t) for t, n in enumerate(num_at) for i in range(n)]
         if self._config.reverse_source:  # read backwards, but kept where they stand
-            mirrored = [sorted_lens[i] - 1 - t for t, n in enumerate(num_at) for i in range(n)]
-            rows = [order[i] for n in num_at for i in range(n)]
-            positions = torch.tensor([r * width + t for r, t in zip(rows, mirrored, strict=True)], device=device)
+            read = [(row, lens[row] - 1 - t) for row, t in read]
+        positions = torch.tensor([row * width + t for row, t in read], device=device)
         ids = src_ids.flatten()[positions]
         x: Tensor | None = None
         last_states: list[State] = []
@@ -168,9 +166,7 @@ class PackedEncoder:
             y = _beside(outputs)
             last_states.append(tuple(_beside(parts) for parts in zip(*states, strict=True)))
             x = y + x if x is not None and self._is_residual(index) else y
-        back = torch.empty(len(order), dtype=torch.int64)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        back = back.to(device)
+        back = torch.tensor(order, device=device).argsort()
         assert x is not None
         return x, [tuple(part[back] for part in state) for state in last_states], positions
 

@@ -199,8 +199,11 @@ class Scheduler:
         """Whether newcomers wait for one another."""
         if not 0 < num_live_rows <= _FEW_ROWS or self._num_rounds >= _MAX_ROUNDS:
             return False
-        num_wanted = sum(len(request.waiting) * request.segments[0][1].num_rows for request in self._requests)
-        return 4 * num_wanted < num_live_rows
+        return 4 * self._num_wanted_rows < num_live_rows
+
+    @property
+    def _num_wanted_rows(self) -> int:
+        return sum(len(request.waiting) * request.segments[0][1].num_rows for request in self._requests)
 
     def _fits(self, ticket: Ticket, free: int) -> bool:
         kept_free = self._newcomer_rows if ticket.request.num_rows else 0
@@ -210,8 +213,7 @@ class Scheduler:
         """Newcomers, an empty table and a last few are served at once; a refill waits until it is a batch."""
         if first.num_rows == 0 or num_live_rows == 0 or free - self._newcomer_rows >= self._refill_rows:
             return True
-        num_wanted = sum(len(request.waiting) * request.segments[0][1].num_rows for request in self._requests)
-        return num_wanted <= free - self._newcomer_rows
+        return self._num_wanted_rows <= free - self._newcomer_rows
 
 
 def _groups(tickets: list[Ticket]) -> list[list[Ticket]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,8 @@ def test_checkpoints_are_those_given_else_here_else_the_projects(
     assert load_settings().checkpoints_path == Path(__file__).parents[2] / "checkpoints"
     (tmp_path / "checkpoints").mkdir()
     assert load_settings().checkpoints_path.resolve() == tmp_path / "checkpoints"
+
+
+def test_reading_the_settings_does_not_cost_the_import_of_torch() -> None:
+    code = "import sys, service.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

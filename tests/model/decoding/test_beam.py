@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.beam import BeamSearch
 from model.decoding.greedy import GreedySearch
-from model.decoding.search import Hypothesis, LaneSearch, LiveSegment, SearchOptions, SegmentResult
+from model.decoding.lane import LaneSearch, LiveSegment
+from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
 from model.errors import InvalidValue
 
 VOCAB = 7  # <unk> <pad> <bos> <eos> and three words
@@ -107,9 +109,9 @@ def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
     """The bound that ends a search is admissible: one that may not stop early finds nothing better."""
 
     class Unstopped(BeamSearch):
-        def _done(self) -> list[tuple[int, SegmentResult]]:
+        def _done(self, stuck: Collection[int]) -> list[tuple[int, SegmentResult]]:
             self._enough.fill_(float("-inf"))
-            return super()._done()
+            return super()._done(stuck)
 
     options = SearchOptions(k=3, max_length=10)
     stopped = best(search(options, [seed])[0])
@@ -171,6 +173,16 @@ def test_where_nothing_may_follow_a_hypothesis_stops_where_it_stands(name: str) 
     assert sorted(best(result).token_ids) == [5, 6]
     assert best(result).finish == "length"
     assert best(result).log_prob == pytest.approx(best(result).score)
+
+
+def test_a_segment_at_its_limit_stops_there_beside_one_that_is_stuck() -> None:
+    ends = SearchOptions(k=1, max_length=3, min_length=3, length_penalty=0.0)
+    stuck = SearchOptions(k=1, max_length=9, min_length=9, no_repeat_ngram=1, banned_ids=((4,),), length_penalty=0.0)
+    beam = BeamSearch(1, torch.device("cpu"))
+    beam.add([LiveSegment(i, options, options.length_limit(4), 4) for i, options in enumerate((ends, stuck))])
+    for _ in range(3):  # the second has only two words to say
+        step = beam.absorb(torch.stack([next_log_probs((), 3), next_log_probs((), 3)]), None)
+    assert {at: len(best(result).token_ids) for at, result in step.done} == {0: 3, 1: 2}
 
 
 def test_the_tree_holds_every_node_with_its_parent() -> None:

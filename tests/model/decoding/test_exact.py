@@ -15,7 +15,8 @@ from model.data.vocab import BOS_ID, EOS_ID
 from model.decoding.beam import BeamSearch
 from model.decoding.constraints import forbidden_next
 from model.decoding.exact import ExactSearch
-from model.decoding.search import NEVER, Finish, Hypothesis, LiveSegment, SearchOptions, SegmentResult
+from model.decoding.lane import LiveSegment
+from model.decoding.search import NEVER, Finish, Hypothesis, SearchOptions, SegmentResult
 
 VOCAB = 8  # <unk> <pad> <bos> <eos>, three words, and one column of padding
 WORDS = (4, 5, 6)

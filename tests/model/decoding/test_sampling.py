@@ -14,8 +14,9 @@ from torch import Tensor
 
 from model.data.vocab import EOS_ID
 from model.decoding.greedy import GreedySearch
+from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.sampling import SamplingSearch, draw, weights_of, without_tail
-from model.decoding.search import NEVER, LaneSearch, LiveSegment, SearchOptions, SegmentResult
+from model.decoding.search import NEVER, SearchOptions, SegmentResult
 
 VOCAB = 8  # <unk> <pad> <bos> <eos>, three words, and one column of padding
 WORDS = (4, 5, 6)

@@ -1,0 +1,110 @@
+"""What every search is to the decoding loop: bookkeeping over the rows of a lane.
+
+Shape letters: R segments of one lane, K rows a segment, V vocabulary (padded), S source length, P parked states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from model.decoding.search import Finish, SearchOptions, SegmentResult
+
+
+@dataclass(eq=False)
+class LiveSegment:
+    """What a search keeps in Python for a segment; searches add tensors of their own beside it.
+
+    Attributes:
+        handle: the decoder's number for it.
+        limit: tokens a hypothesis may have.
+        num_src: tokens of its source, `<eos>` counted.
+        num_tokens: of the live hypotheses.
+        best: what an earlier stage found: `exact` starts from the beam's best, `forced` runs through it.
+    """
+
+    handle: int
+    options: SearchOptions
+    limit: int
+    num_src: int
+    num_tokens: int = 0
+    best: SegmentResult | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """How the lane's rows go on after a step.
+
+    Attributes:
+        ids: [R·K] int64, the token of each row for the next step.
+        rows: [R·K] int64, which row of this step each row continues; None where each continues itself. Of a search
+            that parks states, which slot.
+        done: positions of the segments that are done, with their results. Their rows are still there: `keep` drops
+            them.
+        parked: rows of this step [P] int64 and the slots [P] int64 where their states are to be kept.
+    """
+
+    ids: Tensor
+    rows: Tensor | None
+    done: Sequence[tuple[int, SegmentResult]]
+    parked: tuple[Tensor, Tensor] | None = None
+
+
+class LaneSearch:
+    """One kind of search over all its segments at once: pure bookkeeping on log-probabilities.
+
+    Rows stand segment by segment, K for each. The loop calls `absorb` with the rows' log-probabilities and extends the
+    rows as it is told; then `keep`, where segments left.
+
+    Args:
+        k: K.
+        device: where log-probabilities come from.
+    """
+
+    parks: ClassVar[bool] = False
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        self.k = k
+        self.device = device
+        self.segments: list[LiveSegment] = []
+        self.is_constrained = False  # whether any of them is
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.segments) * self.k
+
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        """New segments, whose rows come after all others; each row's first token is `<bos>`."""
+        self.segments.extend(segments)
+        self.is_constrained |= any(segment.options.is_constrained for segment in segments)
+
+    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+        """Takes a step: log_probs [R·K, V] float32, which it may overwrite, and attention [R·K, S] if there is any."""
+        raise NotImplementedError
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Only the segments at these positions stay, in this order."""
+        self.segments = [self.segments[i] for i in order]
+        self.is_constrained = any(segment.options.is_constrained for segment in self.segments)
+
+    def cut(self, position: int, finish: Finish) -> SegmentResult:
+        """The best that the segment has so far, for one that has to stop now. It has taken at least one step."""
+        raise NotImplementedError
+
+    def agreed_ids(self, position: int) -> list[int]:
+        """Tokens that the best hypothesis is sure to start with, as far as the search can tell."""
+        raise NotImplementedError
+
+
+def common_start(histories: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all of them begin with."""
+    agreed: list[int] = []
+    for tokens in zip(*histories, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        agreed.append(tokens[0])
+    return agreed
