@@ -22,12 +22,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.network.decoder import Decoder, Memory
 from model.network.packed import PACKED, Fp32Linear, PackedLinear
-from model.network.recurrent import CELLS, Cell, State
+from model.network.recurrent import CELLS, Cell, RNNCell, State
 from model.network.seq2seq import Seq2Seq
 
 VOCAB_MULTIPLE = 64  # log-probabilities are padded to it with -inf, so that a search can look at them in blocks
@@ -48,15 +50,14 @@ class StepOutput(NamedTuple):
 
 
 class PackedCell:
-    """A recurrent cell over an embedding table, bounded inputs, or both.
+    """A cell of the decoder, over an embedding table, bounded inputs, or both.
 
     Args:
         cell: whose weights to pack.
         linear: the class of the packed products.
+        bound: no input is larger.
         embedding: [V, E], where the first E columns of the input are embedded tokens.
-        input_bound: no other input is larger.
         has_constant: part of the input is the same at every step of a sentence; its share comes from outside.
-        is_unrolled: the inputs of all steps are known before the first, and their share is computed at once.
     """
 
     def __init__(
@@ -64,62 +65,252 @@ class PackedCell:
         cell: Cell,
         linear: type[PackedLinear],
         *,
+        bound: float = 1.0,
         embedding: Tensor | None = None,
-        input_bound: float = 1.0,
         has_constant: bool = False,
-        is_unrolled: bool = False,
     ) -> None:
-        self.kind = type(cell)
-        self._norm_ih, self._norm_hh = cell.norm_ih, cell.norm_hh
-        is_sum = self.kind.is_additive and self._norm_hh is None
-        bias = cell.bias_ih + cell.bias_hh if is_sum else cell.bias_ih
+        gates = _Gates(cell)
+        self._gates, self._prepare, self._bound = gates, linear.prepare, bound
         embedding_dim = 0 if embedding is None else embedding.shape[1]
         self.table: Tensor | None = None
         self.constant: Fp32Linear | None = None
-        dense = cell.weight_ih[:, embedding_dim:]
+        dense = gates.weight_ih[:, embedding_dim:]
         if embedding is not None:
-            self.table = Fp32Linear(cell.weight_ih[:, :embedding_dim], bias)(embedding.float())
+            self.table = Fp32Linear(gates.weight_ih[:, :embedding_dim], gates.bias_ih)(embedding.float())
         if has_constant:
             self.constant = Fp32Linear(dense, None)
             dense = dense[:, :0]
-        input_bias = bias if embedding is None else None
-        self._is_sum = is_sum
-        self._is_fused = is_sum and dense.shape[1] > 0 and not is_unrolled
+        input_bias = gates.bias_ih if embedding is None else None
+        self._is_fused = gates.is_sum and dense.shape[1] > 0
         self._input: PackedLinear | None = None
         if self._is_fused:
-            weight = torch.cat((dense, cell.weight_hh), dim=1)
-            self._hidden = linear(weight, input_bias, bound=max(1.0, input_bound))
+            self._hidden = linear(torch.cat((dense, gates.weight_hh), dim=1), input_bias, bound=bound)
             return
         if dense.shape[1]:
-            self._input = linear(dense, input_bias, bound=input_bound)
-        self._hidden = linear(cell.weight_hh, None if is_sum else cell.bias_hh)
-
-    def inputs(self, ids: Tensor | None, x: Tensor | None) -> Tensor:
-        """The share of the gates [P, G·H] that inputs have, known for all steps: tokens [P] or vectors x [P, I]."""
-        if x is None:
-            assert self.table is not None and ids is not None
-            return self.table.index_select(0, ids)
-        assert self._input is not None
-        return self._input(x)
+            self._input = linear(dense, input_bias, bound=bound)
+        self._hidden = linear(gates.weight_hh, gates.bias_hh, bound=bound)
 
     def step(self, given: Tensor | None, x: Sequence[Tensor], state: State) -> State:
         """One step.
 
         Args:
-            given: [N, G·H], shares of the gates that are there already; may be overwritten. None where there is none.
-            x: the other inputs, tensors [N, ·] that stand side by side.
+            given: [N, G·H], shares of the gates that are there already; overwritten. None where there is none.
+            x: the other inputs, prepared, tensors [N, ·] that stand side by side.
             state: tensors [N, H].
         """
+        hidden = self._prepare(state[0], self._bound)
         if self._is_fused:
-            return self.kind.activate_sum_(self._hidden(torch.cat((*x, state[0]), dim=1), given), state)
-        gates = given if not x else cast(PackedLinear, self._input)(_beside(x), given)
-        assert gates is not None
-        if self._is_sum:
-            return self.kind.activate_sum_(self._hidden(state[0], gates), state)
-        hidden_gates = self._hidden(state[0])
-        if self._norm_ih is not None and self._norm_hh is not None:
-            gates, hidden_gates = self._norm_ih(gates), self._norm_hh(hidden_gates)
-        return self.kind.forward_(gates, hidden_gates, state)
+            gates = _product(self._hidden, torch.cat((*x, hidden), dim=1), given)
+            return self._gates.activate_(gates, None, state)
+        if self._input is not None:
+            given = _product(self._input, _beside(x), given)
+        assert given is not None
+        if self._gates.is_sum:
+            return self._gates.activate_(self._hidden.add_to_(given, hidden), None, state)
+        return self._gates.activate_(self._gates.normalize_input(given), self._hidden(hidden), state)
+
+
+class _Gates:
+    """A cell's maps and its pointwise part, in the form that is fastest: made of sigmoids, and with both biases in one
+    where the cell is additive; a layer-normalised cell stays as it is."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.kind = type(cell)
+        self._norm_ih, self._norm_hh = cell.norm_ih, cell.norm_hh
+        is_normed = self._norm_hh is not None
+        scaled = (lambda share: share) if is_normed else self.kind.for_sigmoid
+        self.is_sum = self.kind.is_additive and not is_normed
+        self.weight_ih, self.weight_hh = scaled(cell.weight_ih.detach()), scaled(cell.weight_hh.detach())
+        bias_ih, bias_hh = scaled(cell.bias_ih.detach()), scaled(cell.bias_hh.detach())
+        self.bias_ih = bias_ih + bias_hh if self.is_sum else bias_ih
+        self.bias_hh = None if self.is_sum else bias_hh
+
+    def normalize_input(self, gates: Tensor) -> Tensor:
+        return gates if self._norm_ih is None else cast(Tensor, self._norm_ih(gates))
+
+    def activate_(self, gates: Tensor, hidden_gates: Tensor | None, state: State) -> State:
+        """From gates [N, G·H], which hold the state's share already where `is_sum`; they are overwritten."""
+        if self._norm_hh is None:
+            return self.kind.activate_sigmoid_(gates, hidden_gates, state)
+        assert hidden_gates is not None
+        return self.kind.forward_(gates, cast(Tensor, self._norm_hh(hidden_gates)), state)
+
+
+class _Layout:
+    """Where the tokens of a batch stand while an encoder reads them, without padding.
+
+    Sentences are sorted by falling length, and step t reads the n_t that are longer than t: the P tokens stand step by
+    step. Backwards each sentence is read from its own end, so that both directions read as many at each step, and D
+    directions stand in *blocks* of D·n_t rows, one direction after the other. For lengths 3 and 1, read forwards (a)
+    and backwards (b), tokens are numbered within their sentence:
+
+        step 0    a: 0 0   b: 2 0        step 1    a: 1   b: 1        step 2    a: 2   b: 0
+    """
+
+    def __init__(self, lens: Sequence[int], width: int, *, is_reversed: bool, device: torch.device) -> None:
+        self._device = device
+        self._lens = np.asarray(lens)
+        self.order = np.argsort(-self._lens, kind="stable")
+        falling = self._lens[self.order]
+        self.num_at: list[int] = [int(n) for n in (falling[:, None] > np.arange(falling[0])).sum(axis=0)]
+        counts = np.asarray(self.num_at)
+        starts = np.cumsum(counts) - counts
+        time = np.repeat(np.arange(len(counts)), counts)  # [P]
+        rank = np.arange(len(time)) - starts[time]  # [P], which sentence of the sorted ones
+        last = falling[rank] - 1
+        self._mirror = starts[last - time] + rank  # [P], where the other direction reads the same token
+        self._start, self._count, self._rank = starts[time], counts[time], rank
+        forwards = last - time if is_reversed else time
+        self._positions = self.order[rank] * width + forwards  # [P] in [B, S] laid out flat
+        self._num_padded = len(lens) * width
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self._rank)
+
+    def tokens(self, num_directions: int) -> Tensor:
+        """[D·P] int64: positions in [B, S], laid out flat, of the tokens as D directions read them."""
+        return self._index(self._in_blocks([self._positions, self._positions[self._mirror]][:num_directions]))
+
+    def directions(self) -> Tensor:
+        """[2·P] int64: 0 where the tokens are read forwards, 1 where backwards."""
+        forwards = np.zeros_like(self._rank)
+        return self._index(self._in_blocks([forwards, forwards + 1]))
+
+    def positions(self) -> Tensor:
+        """[P] int64: positions of the tokens in [B, S], laid out flat."""
+        return self._index(self._positions)
+
+    def shares(self) -> Tensor:
+        """[2·P] int64: which rows of two directions' shares, [P, 2, ...] laid out flat, they read."""
+        p = np.arange(len(self._mirror))
+        return self._index(self._in_blocks([2 * p, 2 * self._mirror + 1]))
+
+    def outputs(self, num_directions: int) -> Tensor:
+        """[P·D] int64: which rows of the D·P outputs belong to each token."""
+        return self._index(self._of_token(num_directions).ravel())
+
+    def padded_outputs(self, num_directions: int) -> Tensor:
+        """[B·S·D] int64: which rows of the D·P outputs belong to each place of [B, S]; D·P where there is none."""
+        of_token = self._of_token(num_directions)
+        index = np.full((self._num_padded, num_directions), of_token.size)
+        index[self._positions] = of_token
+        return self._index(index.ravel())
+
+    def sentences(self) -> Tensor:
+        """[B] int64: where each sentence stands among the sorted ones."""
+        return self._index(np.argsort(self.order, kind="stable"))
+
+    def _of_token(self, num_directions: int) -> NDArray[np.int64]:
+        """[P, D]: the rows where the directions have read a token."""
+        rows = [num_directions * self._start + direction * self._count + self._rank for direction in (0, 1)]
+        return np.stack([rows[0], rows[1][self._mirror]][:num_directions], axis=1)
+
+    def _in_blocks(self, directions: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """[P] of each direction -> [D·P]."""
+        if len(directions) == 1:
+            return directions[0]
+        blocks = np.empty(2 * len(self._rank), dtype=np.int64)
+        for direction, values in enumerate(directions):
+            blocks[2 * self._start + direction * self._count + self._rank] = values
+        return blocks
+
+    def _index(self, values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+class PackedEncoderLayer:
+    """D cells that read the same inputs, one in each direction, at the same time.
+
+    Args:
+        cells: one or two.
+        linear: the class of the packed products.
+        embedding: [V, E] in the lowest layer.
+        bound: no input is larger.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], linear: type[PackedLinear], *, embedding: Tensor | None = None, bound: float = 1.0
+    ) -> None:
+        self.num_directions = len(cells)
+        self._gates = [_Gates(cell) for cell in cells]
+        self._hidden = [linear(gates.weight_hh, gates.bias_hh) for gates in self._gates]
+        self._hidden_dim = cells[0].hidden_dim
+        self._prepare, self._bound = linear.prepare, bound
+        self._table: Tensor | None = None
+        self._input: PackedLinear | None = None
+        if embedding is None:
+            weight = torch.cat([gates.weight_ih for gates in self._gates])
+            self._input = linear(weight, torch.cat([gates.bias_ih for gates in self._gates]), bound=bound)
+        else:
+            tables = [Fp32Linear(gates.weight_ih, gates.bias_ih)(embedding.float()) for gates in self._gates]
+            self._table = torch.cat(
+                [gates.normalize_input(table) for gates, table in zip(self._gates, tables, strict=True)]
+            )
+            self._vocab_size = embedding.shape[0]
+
+    def read(self, layout: _Layout, ids: Tensor | None, x: Tensor | None) -> tuple[Tensor, State]:
+        """Reads tokens, ids [B·S] int64, in the lowest layer, else outputs of the layer below, x [P, M].
+
+        Returns:
+            Outputs [D·P + 1, H] in blocks, with a row of zeros after them, and the last states, tensors [B, D·H].
+        """
+        gates = self._of_tokens(layout, ids) if x is None else self._of_outputs(layout, x)  # [D·P, G·H]
+        size = self.num_directions * layout.num_at[0]
+        kind = self._gates[0].kind
+        state: State = (gates.new_zeros(size, self._hidden_dim),) * kind.num_states
+        outputs: list[Tensor] = []
+        ended: list[State] = []
+        for part in gates.split([self.num_directions * n for n in layout.num_at]):
+            if part.shape[0] < state[0].shape[0]:
+                by_direction = [s.view(self.num_directions, -1, self._hidden_dim) for s in state]
+                num_rows = part.shape[0] // self.num_directions
+                ended.append(tuple(s[:, num_rows:] for s in by_direction))
+                state = tuple(s[:, :num_rows].reshape(-1, self._hidden_dim) for s in by_direction)
+            state = self._step(part, state, is_first=not outputs)
+            outputs.append(state[0])
+        ended.append(tuple(s.view(self.num_directions, -1, self._hidden_dim) for s in state))
+        sorted_last = [torch.cat(pieces[::-1], dim=1) for pieces in zip(*ended, strict=True)]  # [D, B, H]
+        back = layout.sentences()
+        outputs.append(gates.new_zeros(1, self._hidden_dim))
+        return torch.cat(outputs), tuple(s[:, back].transpose(0, 1).flatten(1) for s in sorted_last)
+
+    def _of_tokens(self, layout: _Layout, ids: Tensor | None) -> Tensor:
+        assert self._table is not None and ids is not None
+        read = ids[layout.tokens(self.num_directions)]
+        if self.num_directions == 2:
+            read += self._vocab_size * layout.directions()
+        return self._table.index_select(0, read)
+
+    def _of_outputs(self, layout: _Layout, x: Tensor) -> Tensor:
+        assert self._input is not None
+        shares = self._input(self._prepare(x, self._bound))  # [P, D·G·H]
+        if self.num_directions == 1:
+            return self._gates[0].normalize_input(shares)
+        parts = [g.normalize_input(s) for g, s in zip(self._gates, shares.chunk(2, dim=1), strict=True)]
+        if parts[0].data_ptr() != shares.data_ptr():  # normalised
+            shares = torch.cat(parts, dim=1)
+        return shares.view(2 * x.shape[0], -1).index_select(0, layout.shares())
+
+    def _step(self, part: Tensor, state: State, *, is_first: bool) -> State:
+        """A block of gates [D·n, G·H] and state, tensors [D·n, H] -> the next state."""
+        first, rows = self._gates[0], part.chunk(self.num_directions)
+        if is_first and first.is_sum:  # the state is zero, and the gates hold all biases
+            return first.activate_(part, None, state)
+        hidden = self._prepare(state[0]).chunk(self.num_directions)
+        if first.is_sum:
+            for linear, share, x in zip(self._hidden, rows, hidden, strict=True):
+                linear.add_to_(share, x)
+            return first.activate_(part, None, state)
+        shares = [linear(x) for linear, x in zip(self._hidden, hidden, strict=True)]
+        by_direction = zip(*(s.chunk(self.num_directions) for s in state), strict=True)
+        steps = [
+            gates.activate_(row, share, before)
+            for gates, row, share, before in zip(self._gates, rows, shares, by_direction, strict=True)
+        ]
+        if len(steps) == 1:
+            return steps[0]
+        return tuple(torch.cat(parts) for parts in zip(*steps, strict=True))
 
 
 class PackedEncoder:
@@ -128,19 +319,19 @@ class PackedEncoder:
     def __init__(self, network: Seq2Seq, linear: type[PackedLinear]) -> None:
         encoder = network.encoder
         self._config = network.config
-        self._layers: list[list[PackedCell]] = []
+        self._layers: list[PackedEncoderLayer] = []
         self.bound = 1.0  # of the outputs
         for index, layer in enumerate(encoder.layers):
-            options = {"embedding": encoder.embedding.weight} if index == 0 else {"input_bound": self.bound}
-            cells = cast(nn.ModuleList, layer.cells)
-            self._layers.append([PackedCell(cast(Cell, cell), linear, is_unrolled=True, **options) for cell in cells])
+            cells = [cast(Cell, cell) for cell in cast(nn.ModuleList, layer.cells)]
+            embedding = encoder.embedding.weight if index == 0 else None
+            self._layers.append(PackedEncoderLayer(cells, linear, embedding=embedding, bound=self.bound))
             self.bound = self.bound + 1.0 if self._is_residual(index) else 1.0
 
     def _is_residual(self, index: int) -> bool:
         directions = self._config.num_directions
         return self._config.residual and index > 0 and directions[index] == directions[index - 1]
 
-    def __call__(self, src_ids: Tensor, lens: Sequence[int]) -> tuple[Tensor, list[State], Tensor]:
+    def __call__(self, src_ids: Tensor, lens: Sequence[int]) -> tuple[Tensor, list[State]]:
         """Reads B sentences.
 
         Args:
@@ -148,58 +339,24 @@ class PackedEncoder:
             lens: of each.
 
         Returns:
-            Outputs [P, M]; each layer's last states, tensors [B, D·H], lowest first; and where each output belongs,
-            [P] int64 positions in [B, S] laid out flat.
+            Outputs [B, S, M], zeros where there is no token; and each layer's last states, tensors [B, D·H], lowest
+            first.
         """
-        device, width = src_ids.device, src_ids.shape[1]
-        order = sorted(range(len(lens)), key=lambda row: -lens[row])
-        num_at = [sum(length > t for length in lens) for t in range(lens[order[0]])]  # rows still read at step t
-        read = [(order[i], t) for t, n in enumerate(num_at) for i in range(n)]
-        if self._config.reverse_source:  # read backwards, but kept where they stand
-            read = [(row, lens[row] - 1 - t) for row, t in read]
-        positions = torch.tensor([row * width + t for row, t in read], device=device)
-        ids = src_ids.flatten()[positions]
-        x: Tensor | None = None
+        num_rows, width = src_ids.shape
+        layout = _Layout(lens, width, is_reversed=self._config.reverse_source, device=src_ids.device)
+        below: Tensor | None = None
         last_states: list[State] = []
-        for index, cells in enumerate(self._layers):
-            outputs, states = zip(*(_unroll(c, c.inputs(ids, x), num_at, d) for d, c in enumerate(cells)), strict=True)
-            y = _beside(outputs)
-            last_states.append(tuple(_beside(parts) for parts in zip(*states, strict=True)))
-            x = y + x if x is not None and self._is_residual(index) else y
-        back = torch.tensor(order, device=device).argsort()
-        assert x is not None
-        return x, [tuple(part[back] for part in state) for state in last_states], positions
-
-
-def _unroll(cell: PackedCell, gates: Tensor, num_at: Sequence[int], direction: int) -> tuple[Tensor, State]:
-    """gates [P, G·H], step by step -> outputs [P, H] and last states [B, H], sentences sorted by falling length.
-
-    Forwards the first n_t rows go on from step to step, and those that end keep their state. Backwards (direction 1)
-    it starts at the end of the longest, and the shorter ones join with a state of zeros.
-    """
-    parts = gates.split(list(num_at))
-    outputs: list[Tensor] = [gates] * len(num_at)
-    hidden_dim = gates.shape[1] // cell.kind.num_gates
-    if direction == 1:
-        state: State = tuple(gates.new_zeros(num_at[-1], hidden_dim) for _ in range(cell.kind.num_states))
-        for t in range(len(num_at) - 1, -1, -1):
-            num_new = num_at[t] - state[0].shape[0]
-            if num_new:
-                state = tuple(torch.cat((s, s.new_zeros(num_new, hidden_dim))) for s in state)
-            state = cell.step(parts[t], (), state)
-            outputs[t] = state[0]
-        return torch.cat(outputs), state
-    state = tuple(gates.new_zeros(num_at[0], hidden_dim) for _ in range(cell.kind.num_states))
-    ended: list[State] = []
-    for t, num_rows in enumerate(num_at):
-        if num_rows < state[0].shape[0]:
-            ended.append(tuple(s[num_rows:] for s in state))
-            state = tuple(s[:num_rows] for s in state)
-        state = cell.step(parts[t], (), state)
-        outputs[t] = state[0]
-    ended.append(state)
-    last = tuple(torch.cat(pieces[::-1]) for pieces in zip(*ended, strict=True))
-    return torch.cat(outputs), last
+        for index, layer in enumerate(self._layers):
+            outputs, last = layer.read(layout, src_ids.flatten(), below)
+            last_states.append(last)
+            if index + 1 == len(self._layers) and not self._is_residual(index):
+                padded = outputs.index_select(0, layout.padded_outputs(layer.num_directions))
+                return padded.view(num_rows, width, -1), last_states
+            x = outputs.index_select(0, layout.outputs(layer.num_directions)).view(len(layout), -1)
+            below = x + below if below is not None and self._is_residual(index) else x
+        assert below is not None
+        padded = below.new_zeros(num_rows * width, below.shape[1]).index_copy_(0, layout.positions(), below)
+        return padded.view(num_rows, width, -1), last_states
 
 
 class PackedDecoder:
@@ -210,38 +367,37 @@ class PackedDecoder:
         self._config = config
         self._attention = decoder.attention
         self._num_states = CELLS[config.cell].num_states
+        self._prepare = linear.prepare
+        # One for all that stands side by side in a product: residual layers add up, contexts are as large as memories.
+        num_sums = config.decoder_layers - 1 if config.residual else 0
+        self._bound = max(1.0 + num_sums, memory_bound)
+        self._memory_bound = memory_bound
         self._keys: PackedLinear | None = None
         self._queries: PackedLinear | None = None
         if self._attention is not None:
             project_memory = getattr(self._attention, "project_memory", getattr(self._attention, "project", None))
             if project_memory is not None:
                 self._keys = linear(project_memory.weight, project_memory.bias, bound=memory_bound)
-        embedding = decoder.embedding.weight
-        self._cells: list[PackedCell] = []
-        bound = 1.0
-        for layer, cell in enumerate(decoder.cells):
-            first = layer == 0
-            self._cells.append(
-                PackedCell(
-                    cast(Cell, cell),
-                    linear,
-                    embedding=embedding if first else None,
-                    input_bound=max(1.0, memory_bound) if first else bound,
-                    has_constant=first and config.context_input,
-                )
+        self._cells = [
+            PackedCell(
+                cast(Cell, cell),
+                linear,
+                bound=self._bound,
+                embedding=None if layer else decoder.embedding.weight,
+                has_constant=layer == 0 and config.context_input,
             )
-            bound = bound + 1.0 if config.residual and layer else 1.0
+            for layer, cell in enumerate(decoder.cells)
+        ]
         project_query = getattr(self._attention, "project_query", None)
         if project_query is not None:
-            query_bound = bound if config.attention_query == "current" else 1.0
-            self._queries = linear(project_query.weight, project_query.bias, bound=query_bound)
-        self._pack_readout(decoder, linear, max(bound, memory_bound))
+            self._queries = linear(project_query.weight, project_query.bias, bound=self._bound)
+        self._pack_readout(decoder, linear)
         self._bridges = [self._pack_bridge(bridge) for bridge in decoder.bridges]
         self._source_layers = [decoder.source_layer(layer) for layer in range(config.decoder_layers)]
 
-    def _pack_readout(self, decoder: Decoder, linear: type[PackedLinear], bound: float) -> None:
+    def _pack_readout(self, decoder: Decoder, linear: type[PackedLinear]) -> None:
         config = self._config
-        weight, bias = decoder.readout.weight, decoder.readout.bias
+        weight, bias = RNNCell.for_sigmoid(decoder.readout.weight), RNNCell.for_sigmoid(decoder.readout.bias)
         dims = [config.decoder_dim, decoder.context_dim, weight.shape[1] - config.decoder_dim - decoder.context_dim]
         of_state, of_context, of_embedding = weight.split(dims, dim=1)
         self._readout_table: Tensor | None = None
@@ -250,9 +406,9 @@ class PackedDecoder:
             self._readout_table = Fp32Linear(of_embedding, None)(decoder.embedding.weight.float())
         if config.context_input:
             self._readout_constant = Fp32Linear(of_context, None)
-            self._readout = linear(of_state, bias, bound=bound)
+            self._readout = linear(of_state, bias, bound=self._bound)
         else:
-            self._readout = linear(torch.cat((of_state, of_context), dim=1), bias, bound=bound)
+            self._readout = linear(torch.cat((of_state, of_context), dim=1), bias, bound=self._bound)
         num_missing = -config.tgt_vocab_size % VOCAB_MULTIPLE
         out_weight = torch.cat(
             (decoder.output.weight, decoder.output.weight.new_zeros(num_missing, config.readout_dim))
@@ -267,11 +423,9 @@ class PackedDecoder:
         affine = cast(nn.Linear, cast(nn.Sequential, bridge)[0])
         return Fp32Linear(affine.weight, affine.bias)  # once a request, and a cell's c has no bound
 
-    def memory(
-        self, outputs: Tensor, last_states: Sequence[State], positions: Tensor, lens: Tensor, width: int
-    ) -> Memory:
-        """outputs [P, M] of positions [P] in [B, S] -> the memory of B sentences, padded with zeros to S = width."""
-        num_rows = lens.shape[0]
+    def memory(self, outputs: Tensor, last_states: Sequence[State], lens: Tensor) -> Memory:
+        """outputs [B, S, M] with zeros where there is no token -> the memory of B sentences."""
+        num_rows, width, _ = outputs.shape
         mask = torch.arange(width, device=lens.device) < lens[:, None]  # [B, S]
         context: Tensor | None = None
         if self._config.context_input:
@@ -280,13 +434,10 @@ class PackedDecoder:
             context = torch.cat((self._cells[0].constant(last), self._readout_constant(last)), dim=1)  # [B, G·H + F]
         if self._attention is None:
             return Memory(None, None, mask, context)
-
-        def spread(x: Tensor) -> Tensor:
-            padded = x.new_zeros(num_rows * width, x.shape[1])
-            return padded.index_copy_(0, positions, x).view(num_rows, width, -1)
-
-        values = spread(outputs)
-        return Memory(values if self._keys is None else spread(self._keys(outputs)), values, mask, context)
+        if self._keys is None:
+            return Memory(outputs, outputs, mask, context)
+        keys = self._keys(self._prepare(outputs.flatten(0, 1), self._memory_bound))
+        return Memory(keys.view(num_rows, width, -1), outputs, mask, context)
 
     def init_state(self, last_states: Sequence[State]) -> State:
         """The state before `<bos>`: tensors [B, H] (and [B, F])."""
@@ -294,7 +445,7 @@ class PackedDecoder:
         for layer, source in enumerate(self._source_layers):
             bridges = self._bridges[layer * self._num_states : (layer + 1) * self._num_states]
             for part, bridge in zip(last_states[source], bridges, strict=True):
-                state.append(part if bridge is None else torch.tanh(bridge(part)))
+                state.append(part if bridge is None else torch.tanh(bridge(part.contiguous())))
         if self._config.input_feeding:
             state.append(state[0].new_zeros(state[0].shape[0], self._config.readout_dim))
         return tuple(state)
@@ -305,38 +456,41 @@ class PackedDecoder:
         attention: tuple[Tensor, ...] = ()
         given = cast(Tensor, self._cells[0].table).index_select(0, ids)  # [N, G·H]
         fixed: Tensor | None = None
-        context: Tensor | None = None
+        context: Tensor | None = None  # prepared
         dense: list[Tensor] = []
         if config.input_feeding:
-            dense.append(state[-1])
+            dense.append(self._prepare(state[-1], self._bound))
         elif config.attention_query == "previous":
             context, attention = self._attend(state[(config.decoder_layers - 1) * self._num_states], memories)
             dense.append(context)
         elif config.context_input:
             fixed = torch.cat([cast(Tensor, m.context).repeat_interleave(m.rows_each, dim=0) for m in memories])
             given += fixed[:, : given.shape[1]]
-        x = state[0]
+        x, prepared = state[0], dense
         new_state: list[Tensor] = []
         for layer, cell in enumerate(self._cells):
             before = state[layer * self._num_states : (layer + 1) * self._num_states]
-            after = cell.step(given, dense, before) if layer == 0 else cell.step(None, (x,), before)
+            after = cell.step(None if layer else given, prepared, before)
             new_state.extend(after)
             x = after[0] + x if config.residual and layer else after[0]
+            prepared = [self._prepare(x, self._bound)]
         if context is None and self._attention is not None:
             context, attention = self._attend(x, memories)
         added = None if self._readout_table is None else self._readout_table.index_select(0, ids)
         if fixed is not None:
             rest = fixed[:, given.shape[1] :]
             added = rest.contiguous() if added is None else added.add_(rest)
-        readout = self._readout(x if context is None else torch.cat((x, context), dim=1), added).tanh_()
+        seen = prepared if context is None else [*prepared, context]
+        (readout,) = RNNCell.activate_sigmoid_(_product(self._readout, _beside(seen), added), None, ())
         if config.input_feeding:
             new_state.append(readout)
-        return StepOutput(torch.log_softmax(self._output(readout), dim=1), tuple(new_state), attention)
+        logits = self._output(self._prepare(readout))
+        return StepOutput(torch._log_softmax(logits, 1, False, out=logits), tuple(new_state), attention)
 
     def _attend(self, state: Tensor, memories: Sequence[Memory]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """state [N, H] -> context [N, M] and each memory's weights [R·K, S]."""
+        """state [N, H] -> prepared context [N, M] and each memory's weights [R·K, S]."""
         assert self._attention is not None
-        queries = state if self._queries is None else self._queries(state)
+        queries = state if self._queries is None else self._queries(self._prepare(state, self._bound))
         contexts: list[Tensor] = []
         weights: list[Tensor] = []
         for part, memory in zip(queries.split([m.num_rows for m in memories]), memories, strict=True):
@@ -350,7 +504,8 @@ class PackedDecoder:
             context, weight = self._attention.look_up(*looked_up)
             contexts.append(context[:num_entries].flatten(0, 1))
             weights.append(weight[:num_entries].flatten(0, 1))
-        return (contexts[0] if len(contexts) == 1 else torch.cat(contexts)), tuple(weights)
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+        return self._prepare(context, self._bound), tuple(weights)
 
 
 class InferenceNetwork:
@@ -373,9 +528,8 @@ class InferenceNetwork:
     @torch.inference_mode()
     def encode(self, src_ids: Tensor, src_lens: Sequence[int]) -> tuple[Memory, State]:
         """Reads B sentences: src_ids [B, S] int64, their lengths -> their memory, and the state before `<bos>`."""
-        outputs, last_states, positions = self._encoder(src_ids, src_lens)
-        lens = torch.tensor(src_lens, device=self.device)
-        memory = self._decoder.memory(outputs, last_states, positions, lens, src_ids.shape[1])
+        outputs, last_states = self._encoder(src_ids, src_lens)
+        memory = self._decoder.memory(outputs, last_states, torch.tensor(src_lens, device=self.device))
         return memory, self._decoder.init_state(last_states)
 
     @torch.inference_mode()
@@ -388,6 +542,11 @@ class InferenceNetwork:
             memories: the source sentences of the rows, in their order.
         """
         return self._decoder.step(ids, state, memories)
+
+
+def _product(linear: PackedLinear, x: Tensor, add: Tensor | None) -> Tensor:
+    """Of the prepared x, plus `add` [N, O] where given, which is overwritten."""
+    return linear(x) if add is None else linear.add_to_(add, x)
 
 
 def _beside(parts: Sequence[Tensor]) -> Tensor:

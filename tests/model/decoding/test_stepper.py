@@ -20,9 +20,9 @@ VOCAB = 37
 
 def small_network(preset: str = "small", precision: str = "fp32") -> InferenceNetwork:
     torch.manual_seed(3)
-    narrow = {"embedding_dim": 16, "encoder_dim": 32, "decoder_dim": 48, "attention_dim": 16, "readout_dim": 16}
+    narrow = {"embedding_dim": 64, "encoder_dim": 64, "decoder_dim": 128, "attention_dim": 64, "readout_dim": 64}
     if preset == "cho2014" or preset == "sutskever2014":
-        narrow = {**narrow, "encoder_dim": 48}
+        narrow = {**narrow, "encoder_dim": 128}
     config = replace(PRESETS[preset].model, src_vocab_size=VOCAB, tgt_vocab_size=VOCAB, **narrow)
     network = Seq2Seq(config).eval()
     with torch.no_grad():  # peaked enough that hypotheses differ and end

@@ -73,13 +73,13 @@ def test_log_probs_are_padded_with_impossible_tokens(config: ModelConfig) -> Non
 
 
 def widened(config: ModelConfig) -> ModelConfig:
-    """With widths that are multiples of 16, as every preset's are: rows then fill whole vectors of the processor, and
-    a row at the end of a batch is computed by the same instructions as one in its midst."""
-    dims = {"embedding_dim": 16, "encoder_dim": 32, "decoder_dim": 48, "attention_dim": 64, "readout_dim": 80}
+    """With widths that are multiples of 64: rows then fill whole vectors of the processor, and a row at the end of a
+    batch is computed by the same instructions as one in its midst."""
+    dims = {"embedding_dim": 64, "encoder_dim": 64, "decoder_dim": 192, "attention_dim": 64, "readout_dim": 192}
     if config.tie_embeddings != "none":
-        dims["readout_dim"] = 16
+        dims["readout_dim"] = 64
     if config.attention == "dot":
-        dims["decoder_dim"] = 64
+        dims["decoder_dim"] = 128
     return replace(config, **dims)
 
 

@@ -31,25 +31,31 @@ def test_a_row_is_computed_bit_for_bit_alike_among_any_number_of_rows(
 ) -> None:
     x, weight, bias, add = case
     linear = PACKED[precision](weight, bias)
-    whole, added = linear(x), linear(x, add.clone())
+    x = linear.prepare(x)
+    whole, added = linear(x), linear.add_to_(add.clone(), x)
     for num_rows in (*range(1, 18), 31, 33, 64, 100, 128, 200):
         start = (37 * num_rows) % (NUM_ROWS - num_rows)
         rows = slice(start, start + num_rows)
         assert torch.equal(linear(x[rows].clone()), whole[rows])
-        assert torch.equal(linear(x[rows].clone(), add[rows].clone()), added[rows])
+        assert torch.equal(linear.add_to_(add[rows].clone(), x[rows].clone()), added[rows])
 
 
 @pytest.mark.parametrize("precision", sorted(PACKED))
 def test_products_are_near_the_exact_ones(case: tuple[Tensor, Tensor, Tensor, Tensor], precision: str) -> None:
     x, weight, bias, add = case
     exact = (x.double() @ weight.double().t() + bias + add).float()
-    torch.testing.assert_close(PACKED[precision](weight, bias)(x, add), exact, atol=TOLERANCE[precision], rtol=0.02)
+    linear = PACKED[precision](weight, bias)
+    torch.testing.assert_close(
+        linear.add_to_(add.clone(), linear.prepare(x)), exact, atol=TOLERANCE[precision], rtol=0.02
+    )
 
 
 def test_inputs_up_to_the_bound_are_not_clipped_in_int8() -> None:
     x = torch.tensor([[3.0, -3.0], [1.5, 0.0]])
     weight = torch.eye(2)
-    torch.testing.assert_close(PACKED["int8"](weight, None, bound=3.0)(x), x, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        PACKED["int8"](weight, None, bound=3.0)(PACKED["int8"].prepare(x, 3.0)), x, atol=0.02, rtol=0
+    )
 
 
 def test_int8_is_refused_where_there_is_none() -> None:
