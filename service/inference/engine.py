@@ -5,9 +5,9 @@ A request's segments come in through a bounded queue, its answer goes out as a f
     collect    requests that arrived, and those whose caller went away: their rows are free before the next step;
                those whose time is up are answered with the best so far
     admit      waiting segments that the scheduler finds room for, encoded in batches of like length
-    step       one network step for every live row of every request
+    step       one network step for every live row of a table: see table.py
 
-so a request never waits for another to end, only for the step that is running.
+so a request never waits for another to end, only for the steps that are due before its own.
 
 Shutdown, in this order: `begin_drain` (new requests are refused; what was accepted goes on), `close` waits until the
 thread has finished all of it or the time is up, then fails what is left and ends the thread. The thread is a daemon: a
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Literal
 from model.decoding.search import Hypothesis, SegmentResult
 from model.errors import RecurraError
 from service.errors import DeadlinePassed, Draining, EngineFailure, LimitExceeded, ModelFailed, ModelLoading, QueueFull
-from service.inference.scheduler import EngineRequest, Outcome, Progress, Scheduler, Ticket
+from service.inference.scheduler import EngineRequest, Outcome, Progress, Ticket
+from service.inference.table import MAX_EXPRESS_SEGMENTS, Table, new_tables, next_table
 from service.logs import EventLog
 from service.metrics import Metrics
 
@@ -55,7 +56,7 @@ class Engine:
     Args:
         name: of the model, for logs.
         load: makes the model, warmed up; called once, in the engine's thread.
-        max_rows: live rows of all requests together.
+        max_rows: live rows in one step.
         max_queued_segments: segments that may wait for a place.
         metrics: where steps and waits are counted.
         clock: seconds, monotonic; a test gives its own.
@@ -78,9 +79,8 @@ class Engine:
         self._max_queued_segments = max_queued_segments
         self._metrics = metrics
         self._clock = clock
-        self._scheduler = Scheduler(max_rows=max_rows)
-        self._decoder: StepDecoder | None = None
-        self._live: dict[int, Ticket] = {}  # by the decoder's handle
+        self._max_rows = max_rows
+        self._tables = new_tables(max_rows)
         self._timed: list[EngineRequest] = []  # those with a deadline
         self._watched: list[EngineRequest] = []  # those whose caller sees the text grow
         self._num_live_rows = 0
@@ -201,9 +201,7 @@ class Engine:
             return
         try:
             while self._collect():
-                self._admit()
-                if self._live:
-                    self._step()
+                self._take_turn()
         except Exception as exc:  # our own mistake, or a device that is lost: nobody may be left waiting for an answer
             log.exception("engine_failed", exc, model=self.name)
             self._give_up(f"the engine stopped: {type(exc).__name__}")
@@ -216,7 +214,7 @@ class Engine:
         started = self._clock()
         try:
             self.translator = self._load()
-            self._decoder = self.translator.decoder(max_rows=self._scheduler.max_rows)
+            self._tables[0].decoder = self._new_decoder()  # the other's, once it has work
         except Exception as exc:  # whatever a damaged checkpoint or a driver may raise: other models go on serving
             if isinstance(exc, RecurraError):
                 log.warning("model_failed", model=self.name, cause=str(exc))
@@ -236,9 +234,10 @@ class Engine:
     def _give_up(self, cause: str) -> None:
         with self._changed:
             self.cause, self._state = cause, "failed"
-            requests = {*self._arrived, *self._scheduler.requests, *(ticket.request for ticket in self._live.values())}
+            requests = {*self._arrived, *self._all_requests()}
             self._arrived.clear()
-            self._live.clear()
+            for table in self._tables:
+                table.live.clear()
             self._num_waiting = self._num_live_rows = 0
         for request in requests:
             if request.future.set_running_or_notify_cancel():
@@ -247,7 +246,7 @@ class Engine:
     def _collect(self) -> bool:
         """Waits for something to do; takes in arrivals and drops the cancelled. False when the thread shall end."""
         with self._changed:
-            while not (self._arrived or self._cancelled or self._live or self._is_aborted or self._scheduler.requests):
+            while not (self._arrived or self._cancelled or self._is_aborted or self._has_work):
                 if self._state == "draining":
                     return False
                 self._changed.wait()
@@ -255,7 +254,7 @@ class Engine:
             self._arrived.clear()
             self._cancelled.clear()
         for request in arrived:
-            self._scheduler.add(request)
+            self._table_of(request).scheduler.add(request)
             if request.deadline is not None:
                 self._timed.append(request)
             if request.on_progress is not None:
@@ -269,21 +268,33 @@ class Engine:
             return False
         return True
 
-    def _admit(self) -> None:
-        groups = self._scheduler.admit(self._num_live_rows)
+    def _take_turn(self) -> None:
+        table = next_table(self._tables)
+        if table is None:
+            return
+        started = self._clock()
+        if table.decoder is None:
+            table.decoder = self._new_decoder()
+        self._admit(table)
+        if table.live:
+            self._step(table)
+        table.had += (self._clock() - started) / table.weight
+
+    def _admit(self, table: Table) -> None:
+        groups = table.scheduler.admit(table.num_live_rows)
         for position, tickets in enumerate(groups):
             self._count_waiting(-len(tickets))
             started = self._clock()
             try:
-                handles = self._stepper.add([(ticket.src_ids, ticket.options) for ticket in tickets])
+                handles = table.stepper.add([(ticket.src_ids, ticket.options) for ticket in tickets])
             except Exception as exc:  # out of memory, most likely: those admitted now fail, those alive go on
                 log.exception("encode_failed", exc, model=self.name, num_segments=len(tickets))
                 later = [ticket for group in groups[position + 1 :] for ticket in group]
                 self._count_waiting(-len(later))
-                self._fail_admission([*tickets, *later])
+                self._fail_admission(table, [*tickets, *later])
                 return
-            self._live.update(zip(handles, tickets, strict=True))
-            self._num_live_rows = self._stepper.num_rows
+            table.live.update(zip(handles, tickets, strict=True))
+            self._count_rows()
             self._note_admission(tickets, started)
 
     def _note_admission(self, tickets: list[Ticket], started: float) -> None:
@@ -293,30 +304,29 @@ class Engine:
                 request.admitted_at = started
             request.encode_seconds += seconds
 
-    def _step(self) -> None:
+    def _step(self, table: Table) -> None:
         metrics, started = self._metrics, self._clock()
-        metrics.step_rows.observe(self._num_live_rows)
+        metrics.step_rows.observe(table.num_live_rows)
         try:
-            finished = self._stepper.step()
+            finished = table.stepper.step()
         except Exception as exc:
-            log.exception("step_failed", exc, model=self.name, num_segments=len(self._live))
-            self._start_over()
+            log.exception("step_failed", exc, model=self.name, num_segments=len(table.live))
+            self._start_over(table)
             return
         now = self._clock()
         metrics.step_seconds.observe(now - started)
-        for request in {ticket.request for ticket in self._live.values() if not ticket.request.has_stepped}:
+        for request in {ticket.request for ticket in table.live.values() if not ticket.request.has_stepped}:
             request.has_stepped = True
             metrics.time_to_first_token_seconds.observe(now - request.submitted_at)
         for handle, result in finished:
-            self._finish_segment(handle, result, now)
-        self._num_live_rows = self._stepper.num_rows
+            self._finish_segment(table.live.pop(handle), result, now)
+        self._count_rows()
         if self._watched:
             self._report_progress()
         if now >= self._memory_due:
             self._measure_memory(now)
 
-    def _finish_segment(self, handle: int, result: SegmentResult, now: float) -> None:
-        ticket = self._live.pop(handle)
+    def _finish_segment(self, ticket: Ticket, result: SegmentResult, now: float) -> None:
         request = ticket.request
         request.results[ticket.index] = result
         request.num_rows -= ticket.options.num_rows
@@ -339,10 +349,7 @@ class Engine:
         for request in overdue:
             if request.future.done():
                 continue
-            for handle in [handle for handle, ticket in self._live.items() if ticket.request is request]:
-                ticket, result = self._live.pop(handle), self._stepper.cut(handle)
-                if result is not None:
-                    request.results[ticket.index] = result
+            self._table_of(request).cut(request)
             if not request.results:
                 self._fail([request], DeadlinePassed("the deadline passed before the first token"))
                 continue
@@ -352,23 +359,18 @@ class Engine:
             self._finish_if_complete(request, now)
 
     def _report_progress(self) -> None:
-        handles = {(ticket.request, ticket.index): handle for handle, ticket in self._live.items()}
         self._watched = [request for request in self._watched if not request.future.done()]
         for request in self._watched:
             assert request.on_progress is not None
             results = [request.results.get(i) for i in range(len(request.segments))]
-            handle = handles.get((request, results.index(None))) if None in results else None
-            agreed_ids = [] if handle is None else self._stepper.agreed_ids(handle)
+            agreed_ids = self._table_of(request).agreed_ids(request, results)
             request.on_progress(Progress(results=results, agreed_ids=agreed_ids))
 
     def _drop(self, request: EngineRequest) -> None:
         """Takes a request out of the queue and the table."""
-        self._count_waiting(-self._scheduler.remove(request))
-        for handle in [handle for handle, ticket in self._live.items() if ticket.request is request]:
-            self._stepper.cancel(handle)
-            del self._live[handle]
+        self._count_waiting(-self._table_of(request).drop(request))
         request.num_rows = 0
-        self._num_live_rows = self._stepper.num_rows
+        self._count_rows()
 
     def _fail(self, requests: Iterable[EngineRequest], error: RecurraError) -> None:
         for request in requests:
@@ -376,26 +378,35 @@ class Engine:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error)
 
-    def _fail_admission(self, tickets: list[Ticket]) -> None:
+    def _fail_admission(self, table: Table, tickets: list[Ticket]) -> None:
         self._fail({ticket.request for ticket in tickets}, EngineFailure("a sentence could not be encoded"))
-        if self._stepper.num_segments != len(self._live):  # the failure left rows behind that belong to nobody
-            self._start_over()
+        if table.stepper.num_segments != len(table.live):  # the failure left rows behind that belong to nobody
+            self._start_over(table)
 
-    def _start_over(self) -> None:
-        """After a failed step nothing in the table can be trusted: live requests fail, a new table takes its place."""
-        assert self.translator is not None
-        self._decoder = self.translator.decoder(max_rows=self._scheduler.max_rows)
-        requests = {ticket.request for ticket in self._live.values()}
-        self._live.clear()
+    def _start_over(self, table: Table) -> None:
+        """After a failed step nothing in the table can be trusted: live requests fail, new rows take its place."""
+        table.decoder = self._new_decoder()
+        requests = {ticket.request for ticket in table.live.values()}
+        table.live.clear()
         self._fail(requests, EngineFailure("a decode step failed"))
 
+    def _new_decoder(self) -> StepDecoder:
+        assert self.translator is not None
+        return self.translator.decoder(max_rows=self._max_rows)
+
+    def _table_of(self, request: EngineRequest) -> Table:
+        express, bulk = self._tables
+        return express if len(request.segments) <= MAX_EXPRESS_SEGMENTS else bulk
+
     @property
-    def _stepper(self) -> StepDecoder:
-        assert self._decoder is not None, "the thread steps only once the model is loaded"
-        return self._decoder
+    def _has_work(self) -> bool:
+        return any(table.has_work for table in self._tables)
 
     def _all_requests(self) -> set[EngineRequest]:
-        return {ticket.request for ticket in self._live.values()} | set(self._scheduler.requests)
+        return set().union(*(table.requests for table in self._tables))
+
+    def _count_rows(self) -> None:
+        self._num_live_rows = sum(table.num_live_rows for table in self._tables)
 
     def _count_waiting(self, change: int) -> None:
         with self._changed:

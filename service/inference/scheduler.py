@@ -162,6 +162,10 @@ class Scheduler:
         return num_waiting
 
     @property
+    def has_requests(self) -> bool:
+        return bool(self._requests)
+
+    @property
     def requests(self) -> list[EngineRequest]:
         return list(self._requests)
 

@@ -142,6 +142,7 @@ class StubTranslator(Translator):
         self.metadata = {"model": {"cell": "gru"}, "licence": "CC BY"}
         self.src_tokenizer = self.tgt_tokenizer = cast(Any, _StubTokenizer())
         self.decoders: list[StubDecoder] = []
+        self.new_decoders: queue.Queue[StubDecoder] = queue.Queue()
         self.num_warm_ups = 0
         self._is_held = is_held
 
@@ -150,6 +151,7 @@ class StubTranslator(Translator):
 
     def decoder(self, *, max_rows: int = 320) -> Any:
         self.decoders.append(StubDecoder(max_rows, is_held=self._is_held))
+        self.new_decoders.put(self.decoders[-1])
         return self.decoders[-1]
 
 

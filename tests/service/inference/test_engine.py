@@ -177,13 +177,13 @@ def test_a_request_that_is_cancelled_while_it_waits_is_never_admitted(start: Sta
 def test_a_single_text_is_decoded_beside_a_list_that_fills_the_table(start: StartEngine, held: Any) -> None:
     engine, single = start(held, max_rows=16), segment(4)
     engine.submit([segment(*[9] * 30) for _ in range(90)])
-    decoder = held.decoders[-1]
-    decoder.begun_step()
+    express, bulk = (held.new_decoders.get(timeout=TIMEOUT_SECONDS) for _ in range(2))
+    bulk.begun_step()
     answer = engine.submit([single])
-    decoder.release(2)
-    decoder.begun_step()
-    assert source_ids(single)[0] in decoder.begun_step()
-    decoder.release(1)
+    bulk.release()
+    assert express.begun_step() == [source_ids(single)[0]]
+    express.release(len(source_ids(single)[0]))
+    assert bulk.begun_step()  # the list goes on
     answer.result(TIMEOUT_SECONDS)
 
 
