@@ -15,8 +15,8 @@ import torch
 import typer
 
 from benchmarks.machine import describe, median_seconds
+from model.decoding.offline import decode_all
 from model.decoding.search import SearchOptions
-from model.decoding.stepper import StepDecoder
 from model.network.packed import PACKED
 from model.translator import Translator
 
@@ -51,7 +51,8 @@ def _line(translator: Translator, lines: list[str], k: int, num_rows: int, runs:
 
     def decode() -> None:
         nonlocal num_tokens
-        num_tokens = _decode(translator.decoder(max_rows=max(num_rows, k)), segments, options)
+        done = decode_all(translator.decoder(max_rows=max(num_rows, k)), [(ids, options) for ids in segments])
+        num_tokens = sum(len(result.hypotheses[0].token_ids) + 1 for _, result in done)
 
     seconds = median_seconds(decode, runs)
     rate, share = _step_rate(translator, max(num_rows, k))
@@ -59,20 +60,6 @@ def _line(translator: Translator, lines: list[str], k: int, num_rows: int, runs:
         f"| {translator.precision} | {k} | {num_rows or 'one sentence'} | {len(chosen) / seconds:.1f} "
         f"| {num_tokens / seconds:,.0f} | {rate:,.0f} | {share:.0%} |"
     )
-
-
-def _decode(decoder: StepDecoder, segments: list[list[int]], options: SearchOptions) -> int:
-    """All segments, longest first; the number of target tokens."""
-    waiting = sorted(segments, key=len)
-    num_tokens = 0
-    while waiting or decoder.num_segments:
-        room = (decoder.max_rows - decoder.num_rows) // options.num_rows
-        if waiting and room >= max(1, decoder.max_rows // options.num_rows // 4):
-            chosen = [waiting.pop() for _ in range(min(room, len(waiting)))]
-            decoder.add([(ids, options) for ids in chosen])
-        for _, result in decoder.step():
-            num_tokens += len(result.hypotheses[0].token_ids) + 1
-    return num_tokens
 
 
 def _step_rate(translator: Translator, num_rows: int) -> tuple[float, float]:
@@ -83,7 +70,7 @@ def _step_rate(translator: Translator, num_rows: int) -> tuple[float, float]:
     ids = torch.full((num_rows,), 4)
     step = median_seconds(lambda: network.step(ids, state, (memory,)), 20)
     linear = PACKED[translator.precision](torch.randn(2048, 1024) / 32, None)
-    x = torch.rand(num_rows, 1024)
+    x = linear.prepare(torch.rand(num_rows, 1024))
     product = 2 * num_rows * 1024 * 2048 / median_seconds(lambda: linear(x), 50)
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.cell]
     dense = config.readout_dim if config.input_feeding else 0

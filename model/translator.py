@@ -21,6 +21,7 @@ from sentencex import segment as split_sentences
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.data.corpus import normalize
 from model.data.vocab import EOS_ID, SPECIALS, UNK_ID
+from model.decoding.offline import decode_all
 from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResult, TreeNode
 from model.decoding.stepper import StepDecoder
 from model.errors import InvalidValue
@@ -381,28 +382,12 @@ class Translator:
         yield from self._decode(pending, search)
 
     def _decode(self, prepared: Sequence[Prepared], options: SearchOptions) -> Iterator[Translation]:
-        queue = [
-            (text, index, segment, wanted)
-            for text, p in enumerate(prepared)
-            for index, (segment, wanted) in enumerate(zip(p.segments, self.options_for(p, options), strict=True))
-        ]
-        queue.sort(key=lambda entry: len(entry[2]), reverse=True)  # neighbours of like length share an encoder batch
-        decoder = self.decoder()
-        waiting: dict[int, tuple[int, int]] = {}
+        places = [(text, index) for text, p in enumerate(prepared) for index in range(len(p.segments))]
+        segments = [pair for p in prepared for pair in zip(p.segments, self.options_for(p, options), strict=True)]
         results: list[dict[int, SegmentResult]] = [{} for _ in prepared]
-        position = 0
-        while position < len(queue) or decoder.num_segments:
-            num_rows = options.num_rows
-            room = max(1, (decoder.max_rows - decoder.num_rows) // num_rows) if decoder.can_add(options) else 0
-            # A quarter of the table at a time: encoding a few rows at once costs nearly as much as encoding one.
-            if position < len(queue) and room >= max(1, decoder.max_rows // num_rows // 4):
-                batch = queue[position : position + room]
-                position += len(batch)
-                handles = decoder.add([(segment, wanted) for _, _, segment, wanted in batch])
-                waiting.update(zip(handles, ((text, index) for text, index, _, _ in batch), strict=True))
-            for handle, result in decoder.step():
-                text, index = waiting.pop(handle)
-                results[text][index] = result
+        for position, result in decode_all(self.decoder(), segments):
+            text, index = places[position]
+            results[text][index] = result
         for p, done in zip(prepared, results, strict=True):
             yield self.finish(p, [done[i] for i in range(len(p.segments))])
 
