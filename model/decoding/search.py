@@ -225,6 +225,7 @@ class SegmentResult:
     Attributes:
         hypotheses: best score first; at least one, at most n_best.
         num_steps: network steps it took.
+        num_proof_steps, num_nodes: those of `exact` after its beam, and the nodes that they extended.
         is_optimal: True where no hypothesis can score higher, proven; False where `exact` gave up; None where
             nothing is known.
         bound: no hypothesis scores higher than this; None where nothing is known.
@@ -235,6 +236,8 @@ class SegmentResult:
 
     hypotheses: tuple[Hypothesis, ...]
     num_steps: int
+    num_proof_steps: int = 0
+    num_nodes: int = 0
     is_optimal: bool | None = None
     bound: float | None = None
     tree: tuple[TreeNode, ...] = ()

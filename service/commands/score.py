@@ -71,7 +71,7 @@ def score(
         if len(paths) < 2:
             raise InvalidValue("files", [str(path) for path in paths], "HYP and at least one REF, or --sources")
         hypotheses = read_lines(paths[0])
-        references = _aligned(paths[1:], len(hypotheses), paths[0])
+        references = aligned(paths[1:], len(hypotheses), paths[0])
     else:
         from model.translator import Translator, search_options
 
@@ -93,7 +93,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
+def aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
     """For each sentence its line of every file."""
     columns = [read_lines(path) for path in paths]
     for path, lines in zip(paths, columns, strict=True):
@@ -105,7 +105,7 @@ def _aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
 def _test_set(sources: Path, paths: list[Path], src_lang: str, tgt_lang: str) -> tuple[list[str], list[list[str]]]:
     if paths:
         texts = read_lines(sources)
-        return texts, _aligned(paths, len(texts), sources)
+        return texts, aligned(paths, len(texts), sources)
     from model.data.corpus import read_examples
 
     examples = read_examples(sources, src_lang=src_lang, tgt_lang=tgt_lang)
