@@ -63,7 +63,7 @@ def opennmt_server(folder: Path) -> Iterator[Server]:
     """OpenNMT-py's own server over the models of a peers' folder (`server.json`): model 1 greedy, model 2 beam 5."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [folder.resolve() / "venv/bin/onmt_server", "--ip", "127.0.0.1", "--port", str(port)]
+    command = [str(folder.resolve() / "venv/bin/onmt_server"), "--ip", "127.0.0.1", "--port", str(port)]
     environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ, "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         [*command, "--url_root", "/translator", "-m", "server.json"],
