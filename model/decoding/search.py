@@ -172,7 +172,7 @@ def check_fit(search: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         owner = OWNERS.get(name, search)
         if owner != search:
-            raise InvalidValue(name, value, f"nothing without search = {owner}; it is {search}")
+            raise InvalidValue(name, value, f"nothing with search = {search}: it is an option of search = {owner}")
 
 
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:

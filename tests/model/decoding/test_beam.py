@@ -261,7 +261,10 @@ def test_an_option_that_a_search_would_ignore_is_refused(name: str, field: str, 
     if name == owner:
         assert getattr(SearchOptions(search=name, k=k, **{field: value}), field) == value  # type: ignore[arg-type]
         return
-    with pytest.raises(InvalidValue, match=f"{field} is {value}; allowed is nothing without search = {owner}"):
+    with pytest.raises(
+        InvalidValue,
+        match=f"{field} is {value}; allowed is nothing with search = {name}: it is an option of search = {owner}",
+    ):
         SearchOptions(search=name, k=k, **{field: value})  # type: ignore[arg-type]
 
 

@@ -194,9 +194,9 @@ def test_an_explanation_with_its_tree_is_json(recurra: Any, translator: Translat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "1"], "seed is 1; allowed is nothing without search = sample"),
-        (["--top-k", "0", "--k", "3"], "top_k is 0; allowed is nothing without search = sample"),
-        (["--max-nodes", "9", "--search", "sample"], "max_nodes is 9; allowed is nothing without search = exact"),
+        (["--seed", "1"], "seed is 1; allowed is nothing with search = beam: it is an option of search = sample"),
+        (["--top-k", "0", "--k", "3"], "top_k is 0; allowed is nothing with search = beam"),
+        (["--max-nodes", "9", "--search", "sample"], "max_nodes is 9; allowed is nothing with search = sample"),
         (["--temperature", "0", "--search", "sample"], "temperature is 0"),
         (["--coverage-penalty", "-1"], "coverage_penalty is -1"),
         (["--no-repeat-ngram", "-1"], "no_repeat_ngram is -1"),
