@@ -22,7 +22,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.data.corpus import normalize
 from model.data.vocab import EOS_ID, SPECIALS, UNK_ID
 from model.decoding.offline import decode_all
-from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResult, TreeNode
+from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResult, TreeNode, check_fit
 from model.decoding.stepper import StepDecoder
 from model.errors import InvalidValue
 from model.network.inference import InferenceNetwork
@@ -198,7 +198,11 @@ class Translator:
     # -- text to segments and back ---------------------------------------------------------------------------------
 
     def prepare(self, text: str, *, prefix: str = "") -> Prepared:
-        """Splits a text into segments of token ids. A blank text has none."""
+        """Splits a text into segments of token ids. A blank text has none.
+
+        Raises:
+            InvalidValue: the vocabulary lacks a letter of the prefix.
+        """
         segments: list[list[int]] = []
         sentences: list[tuple[str, int]] = []
         layout: list[str] = [""]
@@ -220,11 +224,20 @@ class Translator:
                     layout.append("")
             if body:
                 layout[-1] += line[len(line.rstrip()) :]
-        prefix_ids = tuple(self.tgt_tokenizer.encode(_well_formed(prefix))) if prefix else ()
         num_unknown = sum(ids.count(UNK_ID) for ids in segments)
         return Prepared(
-            segments=segments, layout=layout, sentences=sentences, num_unknown=num_unknown, prefix_ids=prefix_ids
+            segments=segments,
+            layout=layout,
+            sentences=sentences,
+            num_unknown=num_unknown,
+            prefix_ids=self._prefix_ids(prefix),
         )
+
+    def _prefix_ids(self, prefix: str) -> tuple[int, ...]:
+        ids = tuple(self.tgt_tokenizer.encode(_well_formed(prefix))) if prefix else ()
+        if UNK_ID in ids:  # it has no text: what the caller wants to read could not stand there
+            raise InvalidValue("prefix", prefix, "a text in letters that the target vocabulary has")
+        return ids
 
     def banned_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The texts as the token sequences that a search is to avoid: as the tokenizer writes them at the start of a
@@ -425,7 +438,8 @@ def search_options(*, search: str | None = None, k: int | None = None, **options
     """Options as callers write them: k alone means beam, k = 1 greedy; without either it is beam with k = 5.
 
     Raises:
-        InvalidValue: an option that there is none of, or one with a wrong value.
+        InvalidValue: an option that there is none of, one with a wrong value, or one that is given though this search
+            would ignore it.
     """
     known = SearchOptions.__dataclass_fields__
     for name, value in options.items():
@@ -437,7 +451,9 @@ def search_options(*, search: str | None = None, k: int | None = None, **options
         k = options.get("n_best", 1) if k is None else k
     elif k is None:
         k = 1 if search == "greedy" else 5
-    return SearchOptions(search=search, k=k, **options)
+    found = SearchOptions(search=search, k=k, **options)
+    check_fit(search, {name: value for name, value in options.items() if value is not None})  # defaults too
+    return found
 
 
 def _worst_finish(finishes: Sequence[Finish]) -> Finish:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from model.bleu import METRICS, MetricScore
-from model.decoding.search import SearchOptions
+from model.decoding.search import DEFAULT_MAX_NODES, OWNERS, SearchOptions
 from model.errors import InvalidValue
 from model.translator import Explanation, Translation, search_options
 from service.errors import LimitExceeded
@@ -70,7 +70,9 @@ class SearchFields(Body):
         description="sample draws among the fewest tokens that hold this probability",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="of sample: the same seed gives the same translation")
-    max_nodes: int = Field(5000, ge=1, description="nodes that exact search may extend before it gives up proving")
+    max_nodes: int = Field(
+        DEFAULT_MAX_NODES, ge=1, description="nodes that exact search may extend before it gives up proving"
+    )
 
     def search_options(
         self, settings: Settings, *, n_best: int = 1, explain: bool = False, tree: bool = False
@@ -79,9 +81,11 @@ class SearchFields(Body):
         _check_at_most("k", self.k, settings.max_k)
         _check_at_most("max_length", self.max_length, settings.max_target_tokens)
         _check_at_most("min_length", self.min_length, settings.max_target_tokens)
-        _check_at_most("max_nodes", self.max_nodes, settings.max_nodes)
-        if self.search not in (None, "sample"):
-            self._refuse("temperature", "top_k", "top_p", "seed", allowed="nothing without search = sample")
+        _check_at_most("n_best", n_best, settings.max_k)  # draws of sample take rows as a beam does
+        given = {name: getattr(self, name) for name in OWNERS if name in self.model_fields_set}
+        _check_at_most("max_nodes", given.get("max_nodes"), settings.max_nodes)
+        if self.search == "exact":
+            given.setdefault("max_nodes", min(self.max_nodes, settings.max_nodes))
         k = settings.default_k if self.k is None and self.search not in ("greedy", "sample") else self.k
         return search_options(
             search=self.search,
@@ -92,13 +96,9 @@ class SearchFields(Body):
             min_length=self.min_length,
             coverage_penalty=self.coverage_penalty,
             no_repeat_ngram=self.no_repeat_ngram,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            max_nodes=self.max_nodes,
             wants_attention=explain,
             wants_tree=tree,
+            **given,
         )
 
     def _refuse(self, *names: str, allowed: str) -> None:

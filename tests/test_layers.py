@@ -22,7 +22,7 @@ LAYERS = (
     {"decoding"},
     {"checkpoint"},
     {"translator"},
-    {"training"},
+    {"training", "search_errors"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

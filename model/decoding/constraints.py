@@ -1,7 +1,8 @@
 """What may not come next: special tokens, an early `<eos>`, banned sequences, repeated n-grams; and what has to come.
 
 One mechanism for all of it: before a search looks at a step's log-probabilities, those of forbidden tokens become -inf.
-Scores of the others stay as the network gave them.
+Scores of the others stay as the network gave them. A forced token forbids all others at its position, and `<eos>`
+before it; it stands above the other rules. A prefix is tokens forced at the first positions.
 
     history "le chat et le", no_repeat_ngram 2, banned ("chat", "noir")
     the bigram "le chat" has been        -> "chat" is forbidden
@@ -42,12 +43,13 @@ def constrain(
 
 def _constrain_segment(rows: Tensor, segment: LiveSegment, history: Callable[[], list[list[int]]]) -> None:
     options, t = segment.options, segment.num_tokens
-    if t < len(options.prefix_ids):
-        forced = rows[:, options.prefix_ids[t]].clamp_min(_FINITE)
+    token_id = options.forced.get(t)
+    if token_id is not None:
+        forced = rows[:, token_id].clamp_min(_FINITE)
         rows.fill_(NEVER)
-        rows[:, options.prefix_ids[t]] = forced
+        rows[:, token_id] = forced
         return
-    if t < options.min_length:
+    if t < options.num_due:
         rows[:, EOS_ID] = NEVER
     if options.no_repeat_ngram or options.banned_ids:
         for row, tokens in zip(rows, history(), strict=True):

@@ -235,6 +235,8 @@ class ExactSearch(LaneSearch):
             segment.best,
             hypotheses=(best,),
             num_steps=segment.best.num_steps + proof.num_steps,
+            num_proof_steps=proof.num_steps,
+            num_nodes=proof.num_nodes,
             is_optimal=None if is_empty else bound <= proof.score_to_beat,
             bound=None if is_empty else max(bound, best.score),
         )

@@ -12,13 +12,16 @@ log-probability at 0 (Wu et al. 2016, equation 14, with T in place of its length
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from model.errors import InvalidValue
 
 MAX_K = 256
 MAX_LENGTH = 2048
+DEFAULT_MAX_NODES = 5000
 NEVER = float("-inf")
 NUM_BANNED = 3  # <unk>, <pad> and <bos> are the first ids, and nobody wants to read them
 
@@ -37,7 +40,8 @@ class SearchOptions:
         length_penalty, coverage_penalty: of the score, above.
         max_length: tokens a hypothesis may have; None for twice the source and 10 more.
         min_length: tokens before `<eos>` is allowed.
-        prefix_ids: tokens that every hypothesis starts with.
+        prefix_ids: tokens that every hypothesis starts with: forced tokens at its first positions.
+        forced_ids: pairs of a position, from 0, and the token that every hypothesis has there; none ends before.
         no_repeat_ngram: no n-gram of this many tokens may occur twice; 0 for no such rule.
         banned_ids: token sequences that may not occur.
         temperature: `sample` divides log-probabilities by it: below 1 sharper, above 1 flatter.
@@ -45,11 +49,11 @@ class SearchOptions:
             top_p of the probability (Holtzman et al. 2020).
         seed: of `sample`; the same seed gives the same translation. None draws one.
         max_nodes: nodes that `exact` may extend before it gives up proving.
-        wants_tree: `beam` also returns every node that it looked at.
+        wants_tree: `beam`, and `exact` of the beam it begins with, also return every node that the beam looked at.
         wants_attention: the attention of the best hypothesis is returned, with each token's log-probability.
 
     Raises:
-        InvalidValue: naming the option.
+        InvalidValue: naming the option; also one that the search would ignore.
     """
 
     search: str = "beam"
@@ -60,13 +64,14 @@ class SearchOptions:
     max_length: int | None = None
     min_length: int = 0
     prefix_ids: tuple[int, ...] = ()
+    forced_ids: tuple[tuple[int, int], ...] = ()
     no_repeat_ngram: int = 0
     banned_ids: tuple[tuple[int, ...], ...] = ()
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    max_nodes: int = 5000
+    max_nodes: int = DEFAULT_MAX_NODES
     wants_tree: bool = False
     wants_attention: bool = False
 
@@ -102,6 +107,32 @@ class SearchOptions:
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, 2**63 - 1)
         _check_whole("max_nodes", self.max_nodes, 1, 10_000_000)
+        self._check_forced()
+        check_fit(self.search, {name: getattr(self, name) for name in OWNERS if self._is_set(name)})
+        if self.wants_tree and self.search not in ("beam", "exact"):
+            raise InvalidValue("tree", True, f"false with search = {self.search}, which has no beam")
+
+    def _is_set(self, name: str) -> bool:
+        is_set: bool = getattr(self, name) != type(self).__dataclass_fields__[name].default
+        return is_set
+
+    def _check_forced(self) -> None:
+        last = MAX_LENGTH if self.max_length is None else self.max_length
+        for position, token_id in self.forced_ids:
+            _check_whole("forced_ids", position, 0, last - 1)
+            _check_whole("forced_ids", token_id, NUM_BANNED, 10_000_000)
+        if len(self.forced) < len(self.forced_ids) + len(self.prefix_ids):
+            raise InvalidValue("forced_ids", self.forced_ids, "one token for each position, after the prefix")
+
+    @cached_property
+    def forced(self) -> dict[int, int]:
+        """Token by position, the prefix included."""
+        return {**dict(enumerate(self.prefix_ids)), **dict(self.forced_ids)}
+
+    @cached_property
+    def num_due(self) -> int:
+        """Tokens that a hypothesis has before it may end."""
+        return max(self.min_length, max(self.forced, default=0))
 
     @property
     def num_rows(self) -> int:
@@ -111,13 +142,13 @@ class SearchOptions:
     @property
     def is_constrained(self) -> bool:
         """Whether its rows need a look before each step: see constraints.py."""
-        return bool(self.prefix_ids or self.min_length or self.no_repeat_ngram or self.banned_ids)
+        return bool(self.forced or self.min_length or self.no_repeat_ngram or self.banned_ids)
 
     def length_limit(self, num_src_tokens: int) -> int:
         """Tokens that a hypothesis of a source this long may have."""
         if self.max_length is not None:
             return self.max_length
-        return min(MAX_LENGTH, max(2 * num_src_tokens + 10, self.min_length, len(self.prefix_ids) + 1))
+        return min(MAX_LENGTH, max(2 * num_src_tokens + 10, self.min_length, max(self.forced, default=-1) + 2))
 
     def score(self, log_prob: float, num_tokens: int, coverage: float = 0.0) -> float:
         """Of a hypothesis of so many tokens, `<eos>` counted; `coverage` is the sum of logarithms above."""
@@ -132,6 +163,16 @@ class SearchOptions:
 
 
 SEARCHES = ("greedy", "beam", "sample", "exact")
+# Options of one search, which the others would have to ignore.
+OWNERS = {"temperature": "sample", "top_k": "sample", "top_p": "sample", "seed": "sample", "max_nodes": "exact"}
+
+
+def check_fit(search: str, given: Mapping[str, Any]) -> None:
+    """Refuses options, by name, that belong to another search. Raises InvalidValue."""
+    for name, value in given.items():
+        owner = OWNERS.get(name, search)
+        if owner != search:
+            raise InvalidValue(name, value, f"nothing with search = {search}: it is an option of search = {owner}")
 
 
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:
@@ -184,6 +225,7 @@ class SegmentResult:
     Attributes:
         hypotheses: best score first; at least one, at most n_best.
         num_steps: network steps it took.
+        num_proof_steps, num_nodes: those of `exact` after its beam, and the nodes that they extended.
         is_optimal: True where no hypothesis can score higher, proven; False where `exact` gave up; None where
             nothing is known.
         bound: no hypothesis scores higher than this; None where nothing is known.
@@ -194,6 +236,8 @@ class SegmentResult:
 
     hypotheses: tuple[Hypothesis, ...]
     num_steps: int
+    num_proof_steps: int = 0
+    num_nodes: int = 0
     is_optimal: bool | None = None
     bound: float | None = None
     tree: tuple[TreeNode, ...] = ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from model.decoding.search import DEFAULT_MAX_NODES
 from model.errors import InvalidValue
 from service.inference.registry import checkpoint_folders
 from service.settings import load_settings
@@ -17,10 +19,42 @@ CheckpointsOption = Annotated[
 ]
 SearchOption = Annotated[str | None, typer.Option("--search", help="greedy, beam, sample or exact.")]
 KOption = Annotated[int | None, typer.Option("--k", "-k", help="Beam width; 1 is greedy. Default 5.")]
-LengthPenaltyOption = Annotated[float, typer.Option(help="Exponent of the length in the score.")]
+LengthPenaltyOption = Annotated[
+    float | None, typer.Option(help="Exponent of the length in the score.", show_default="1")
+]
+CoveragePenaltyOption = Annotated[
+    float | None, typer.Option(help="Weight of the penalty for source tokens without attention.", show_default="0")
+]
+MaxLengthOption = Annotated[int | None, typer.Option(help="Most tokens of a translated sentence.")]
+MinLengthOption = Annotated[int | None, typer.Option(help="Fewest tokens of a translated sentence.")]
+NoRepeatNgramOption = Annotated[
+    int | None, typer.Option(help="No n-gram of this many tokens occurs twice.", show_default="no such rule")
+]
+BannedOption = Annotated[
+    list[str] | None, typer.Option("--banned", help="A word or phrase that may not occur; may be given several times.")
+]
+TemperatureOption = Annotated[float | None, typer.Option(help="Of sample: below 1 more cautious, above 1 bolder.")]
+TopKOption = Annotated[int | None, typer.Option(help="Sample among this many most probable tokens.")]
+TopPOption = Annotated[float | None, typer.Option(help="Sample among the fewest tokens that hold this probability.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of sample: the same seed gives the same translations.")]
+MaxNodesOption = Annotated[
+    int | None, typer.Option(help=f"Nodes that exact may extend before it gives up. Default {DEFAULT_MAX_NODES:,}.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or int8.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Those that the command line has: the defaults of all others, and which of them go together, is the search's."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def check_banned(texts: Sequence[str] | None) -> None:
+    """What can be told of them without a vocabulary. Raises InvalidValue."""
+    for text in texts or ():
+        if not text.strip():
+            raise InvalidValue("banned", text, "texts that are not blank")
 
 
 def model_folders(checkpoints: Path | None) -> list[Path]:

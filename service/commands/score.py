@@ -26,7 +26,17 @@ def score(
     checkpoints: options.CheckpointsOption = None,
     search: options.SearchOption = None,
     k: options.KOption = None,
-    length_penalty: options.LengthPenaltyOption = 1.0,
+    length_penalty: options.LengthPenaltyOption = None,
+    coverage_penalty: options.CoveragePenaltyOption = None,
+    max_length: options.MaxLengthOption = None,
+    min_length: options.MinLengthOption = None,
+    no_repeat_ngram: options.NoRepeatNgramOption = None,
+    banned: options.BannedOption = None,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = None,
+    top_p: options.TopPOption = None,
+    seed: options.SeedOption = None,
+    max_nodes: options.MaxNodesOption = None,
     metrics: Annotated[str, typer.Option(help="bleu, chrf, ter, bleu-d2l, separated by commas.")] = "bleu,chrf",
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
@@ -40,20 +50,36 @@ def score(
     for name in names:
         if name not in METRICS:
             raise InvalidValue("--metrics", name, "any of " + ", ".join(METRICS))
+    search_fields = options.given(
+        search=search,
+        k=k,
+        length_penalty=length_penalty,
+        coverage_penalty=coverage_penalty,
+        max_length=max_length,
+        min_length=min_length,
+        no_repeat_ngram=no_repeat_ngram,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_nodes=max_nodes,
+    )
     paths = files or []
     if sources is None:
-        if model:
-            raise InvalidValue("--model", model, "given together with --sources, which it translates")
+        for name, value in options.given(model=model or None, banned=banned, **search_fields).items():
+            raise InvalidValue(_flag(name), value, "given together with --sources, which it translates")
         if len(paths) < 2:
             raise InvalidValue("files", [str(path) for path in paths], "HYP and at least one REF, or --sources")
         hypotheses = read_lines(paths[0])
-        references = _aligned(paths[1:], len(hypotheses), paths[0])
+        references = aligned(paths[1:], len(hypotheses), paths[0])
     else:
-        from model.translator import Translator
+        from model.translator import Translator, search_options
 
+        options.check_banned(banned)
+        search_options(**search_fields)  # a wrong option is refused before a model is loaded
         translator = Translator.load(options.model_folder(model, checkpoints), device=device, precision=precision)
         texts, references = _test_set(sources, paths, translator.src_lang, translator.tgt_lang)
-        found = translator.translate(texts, search=search, k=k, length_penalty=length_penalty)
+        found = translator.translate(texts, banned=banned or (), **search_fields)
         hypotheses = [translation.text for translation in found]
     scores = score_texts(hypotheses, references, metrics=names, sentence_scores=False)
     if as_json:
@@ -63,7 +89,11 @@ def score(
         typer.echo(f"{name:9s} {result.score:7.2f}   {result.signature}")
 
 
-def _aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
     """For each sentence its line of every file."""
     columns = [read_lines(path) for path in paths]
     for path, lines in zip(paths, columns, strict=True):
@@ -75,7 +105,7 @@ def _aligned(paths: list[Path], num_lines: int, first: Path) -> list[list[str]]:
 def _test_set(sources: Path, paths: list[Path], src_lang: str, tgt_lang: str) -> tuple[list[str], list[list[str]]]:
     if paths:
         texts = read_lines(sources)
-        return texts, _aligned(paths, len(texts), sources)
+        return texts, aligned(paths, len(texts), sources)
     from model.data.corpus import read_examples
 
     examples = read_examples(sources, src_lang=src_lang, tgt_lang=tgt_lang)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.errors import InvalidValue
 from service.commands import options
 from service.commands.lines import lines_of, open_input
 
@@ -23,11 +25,25 @@ def translate(
     checkpoints: options.CheckpointsOption = None,
     search: options.SearchOption = None,
     k: options.KOption = None,
-    length_penalty: options.LengthPenaltyOption = 1.0,
-    n_best: Annotated[int, typer.Option("--n-best", help="So many translations on a line, a TAB between.")] = 1,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a translated sentence.")] = None,
-    min_length: Annotated[int, typer.Option(help="Fewest tokens of a translated sentence.")] = 0,
+    n_best: Annotated[int | None, typer.Option(help="So many translations on a line, a TAB between.")] = None,
+    length_penalty: options.LengthPenaltyOption = None,
+    coverage_penalty: options.CoveragePenaltyOption = None,
+    max_length: options.MaxLengthOption = None,
+    min_length: options.MinLengthOption = None,
     prefix: Annotated[str, typer.Option(help="Text that every translation has to start with.")] = "",
+    no_repeat_ngram: options.NoRepeatNgramOption = None,
+    banned: options.BannedOption = None,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = None,
+    top_p: options.TopPOption = None,
+    seed: options.SeedOption = None,
+    max_nodes: options.MaxNodesOption = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="With --json: the tokens read and written, their cost, the attention.")
+    ] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="With --explain, of one sentence and a beam: all that the beam looked at.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Lines read ahead and decoded together.")] = 512,
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
@@ -36,15 +52,26 @@ def translate(
     """Translate lines: one out for each line in, in order, empty ones kept."""
     from model.translator import Translator, search_options
 
-    search_fields: dict[str, Any] = {
-        "search": search,
-        "k": k,
-        "length_penalty": length_penalty,
-        "n_best": n_best,
-        "max_length": max_length,
-        "min_length": min_length,
-    }
+    search_fields = options.given(
+        search=search,
+        k=k,
+        n_best=n_best,
+        length_penalty=length_penalty,
+        coverage_penalty=coverage_penalty,
+        max_length=max_length,
+        min_length=min_length,
+        no_repeat_ngram=no_repeat_ngram,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_nodes=max_nodes,
+        wants_tree=tree or None,
+    )
+    _check_explanation(explain, tree, as_json)
+    options.check_banned(banned)
     search_options(**search_fields)  # a wrong option is refused before a model is loaded
+    search_fields |= {"banned": banned or (), "explain": explain}
     with open_input(file) as (stream, name):
         translator = Translator.load(options.model_folder(model, checkpoints), device=device, precision=precision)
         translations = translator.translate_iter(lines_of(stream, name), prefix=prefix, window=batch, **search_fields)
@@ -54,6 +81,14 @@ def translate(
         sys.stdout.buffer.flush()
 
 
+def _check_explanation(explain: bool, tree: bool, as_json: bool) -> None:
+    """Raises InvalidValue where nobody would see what was asked for."""
+    if explain and not as_json:
+        raise InvalidValue("--explain", explain, "given together with --json: a line of text has no place for it")
+    if tree and not explain:
+        raise InvalidValue("--tree", tree, "given together with --explain")
+
+
 def _as_text(translation: Translation) -> str:
     """A line holds no TAB of its own where it is a separator, and never a line feed."""
     texts = [translation.text, *(other.text for other in translation.alternatives)]
@@ -61,10 +96,13 @@ def _as_text(translation: Translation) -> str:
 
 
 def _as_json(translation: Translation) -> str:
-    fields = {"text": translation.text, "score": translation.score, "log_prob": translation.log_prob}
-    fields |= {"finish": translation.finish}
-    others = [{"text": o.text, "score": o.score, "log_prob": o.log_prob} for o in translation.alternatives]
-    return json.dumps(fields | {"alternatives": others}, ensure_ascii=False)
+    """As an item of `translations` in the service's answer."""
+    names = ("text", "score", "log_prob", "finish", "is_optimal", "gap")
+    fields: dict[str, Any] = {name: getattr(translation, name) for name in names}
+    fields["alternatives"] = [asdict(other) for other in translation.alternatives]
+    if translation.explanation is not None:
+        fields["explanation"] = asdict(translation.explanation)
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _with_progress(translations: Iterator[Translation]) -> Iterator[Translation]:

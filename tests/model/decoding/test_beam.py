@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.data.vocab import EOS_ID
 from model.decoding.beam import BeamSearch
@@ -16,18 +16,10 @@ from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
 from model.errors import InvalidValue
+from tests.model.decoding import tables
+from tests.model.decoding.tables import WORDS
 
-VOCAB = 7  # <unk> <pad> <bos> <eos> and three words
-WORDS = (4, 5, 6)
-
-
-def next_log_probs(history: tuple[int, ...], seed: int) -> Tensor:
-    """[V] float32: a distribution drawn for this history."""
-    key = seed
-    for token in history:
-        key = (key * 31 + token + 1) % 1_000_003
-    generator = torch.Generator().manual_seed(key)
-    return torch.log_softmax(2 * torch.randn(VOCAB, generator=generator), dim=0)
+next_log_probs = partial(tables.next_log_probs, spread=2.0)
 
 
 def search(
@@ -221,6 +213,68 @@ def test_every_hypothesis_starts_with_the_forced_prefix(k: int) -> None:
     assert all(math.isfinite(h.log_prob) for h in result.hypotheses)
 
 
+@pytest.mark.parametrize("name", ["greedy", "beam"])
+def test_every_hypothesis_has_the_forced_token_at_its_position_and_does_not_end_before(name: str) -> None:
+    k = 1 if name == "greedy" else 3
+    forced = ((1, 6), (4, 4), (5, 4))
+    options = SearchOptions(search=name, k=k, n_best=k, max_length=9, forced_ids=forced, no_repeat_ngram=1)
+    for result in search(options, list(range(6))):
+        for hypothesis in result.hypotheses:
+            ids = hypothesis.token_ids
+            assert (ids[1], ids[4:6]) == (6, (4, 4)) or (hypothesis.finish == "length" and len(ids) < 4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_forced_tokens_give_the_best_of_all_that_have_them(seed: int) -> None:
+    options = SearchOptions(k=4**3, max_length=4, forced_ids=((1, 5),))
+    fitting = [tokens for n in range(2, 4) for tokens in itertools.product(WORDS, repeat=n) if tokens[1] == 5]
+    expected = max(fitting, key=lambda tokens: score_of(tokens, seed, 1.0))
+    assert best(search(options, [seed])[0]).token_ids == expected
+
+
+def test_a_forced_end_ends_there_and_a_prefix_is_forced_tokens() -> None:
+    options = SearchOptions(k=3, max_length=9, forced_ids=((2, EOS_ID),))
+    assert len(best(search(options, [1])[0]).token_ids) == 2
+    as_prefix = SearchOptions(k=3, max_length=9, prefix_ids=(6, 4))
+    as_forced = SearchOptions(k=3, max_length=9, forced_ids=((0, 6), (1, 4)))
+    assert search(as_prefix, [1, 2]) == search(as_forced, [1, 2])
+    assert as_prefix.length_limit(1) == as_forced.length_limit(1)
+
+
+def test_the_default_limit_leaves_room_for_what_is_forced() -> None:
+    assert SearchOptions(forced_ids=((40, 5),)).length_limit(3) == 42
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample", "exact"])
+@pytest.mark.parametrize(
+    ("field", "owner", "value"),
+    [
+        ("temperature", "sample", 0.5),
+        ("top_k", "sample", 3),
+        ("top_p", "sample", 0.5),
+        ("seed", "sample", 0),
+        ("max_nodes", "exact", 7),
+    ],
+)
+def test_an_option_that_a_search_would_ignore_is_refused(name: str, field: str, owner: str, value: float) -> None:
+    k = 1 if name == "greedy" else 5
+    if name == owner:
+        assert getattr(SearchOptions(search=name, k=k, **{field: value}), field) == value  # type: ignore[arg-type]
+        return
+    with pytest.raises(
+        InvalidValue,
+        match=f"{field} is {value}; allowed is nothing with search = {name}: it is an option of search = {owner}",
+    ):
+        SearchOptions(search=name, k=k, **{field: value})  # type: ignore[arg-type]
+
+
+def test_a_tree_is_refused_where_there_is_no_beam() -> None:
+    for name in ("greedy", "sample"):
+        with pytest.raises(InvalidValue, match=f"tree is True; allowed is false with search = {name}"):
+            SearchOptions(search=name, k=1, wants_tree=True)
+    assert SearchOptions(search="exact", wants_tree=True).wants_tree
+
+
 def test_log_prob_is_the_sum_over_tokens_and_score_divides_it_by_length() -> None:
     found = best(search(SearchOptions(k=3, max_length=8, length_penalty=0.7), [5])[0])
     assert found.finish == "eos"
@@ -249,11 +303,16 @@ def test_maximum_length_cuts_off_and_says_so() -> None:
         ("min_length", {"max_length": 3, "min_length": 4}),
         ("coverage_penalty", {"coverage_penalty": -0.1}),
         ("no_repeat_ngram", {"no_repeat_ngram": -1}),
-        ("temperature", {"temperature": 0}),
-        ("top_k", {"top_k": 1.5}),
-        ("top_p", {"top_p": 0.0}),
-        ("seed", {"seed": -1}),
-        ("max_nodes", {"max_nodes": 0}),
+        ("temperature", {"search": "sample", "temperature": 0}),
+        ("top_k", {"search": "sample", "top_k": 1.5}),
+        ("top_p", {"search": "sample", "top_p": 0.0}),
+        ("seed", {"search": "sample", "seed": -1}),
+        ("max_nodes", {"search": "exact", "max_nodes": 0}),
+        ("forced_ids", {"forced_ids": ((-1, 4),)}),
+        ("forced_ids", {"forced_ids": ((3, 4),), "max_length": 3}),
+        ("forced_ids", {"forced_ids": ((3, 0),)}),
+        ("forced_ids", {"forced_ids": ((3, 4), (3, 5))}),
+        ("forced_ids", {"forced_ids": ((1, 4),), "prefix_ids": (4, 4)}),
         ("n_best", {"search": "exact", "k": 5, "n_best": 2}),
     ],
 )

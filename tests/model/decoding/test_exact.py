@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ from model.decoding.constraints import forbidden_next
 from model.decoding.exact import ExactSearch
 from model.decoding.lane import LiveSegment
 from model.decoding.search import NEVER, Finish, Hypothesis, SearchOptions, SegmentResult
+from tests.model.decoding import tables
+from tests.model.decoding.tables import VOCAB, WORDS
 
-VOCAB = 8  # <unk> <pad> <bos> <eos>, three words, and one column of padding
-WORDS = (4, 5, 6)
 WIDTH = 5  # of sources, padding counted
 NUM_SRC = 3
 CPU = torch.device("cpu")
@@ -31,19 +31,12 @@ RULES = {
     "words once": {"no_repeat_ngram": 1, "min_length": 2},
     "banned": {"banned_ids": ((4,), (5, 6, 5), (6, 6))},
     "prefix": {"prefix_ids": (5, 5), "banned_ids": ((5, EOS_ID),)},
+    "forced": {"forced_ids": ((1, 6), (3, 4)), "banned_ids": ((6,),)},
 }
 
 
-@cache
-def next_log_probs(history: tuple[int, ...], table: int) -> Tensor:
-    """[V] float32: a distribution drawn for this history, flat enough that a narrow beam misses the best."""
-    key = table
-    for token in history:
-        key = (key * 31 + token + 1) % 1_000_003
-    logits = 1.2 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(key))
-    logits[EOS_ID] -= 0.5
-    logits[7:] = NEVER
-    return torch.log_softmax(logits, dim=0)
+# Flat enough that a narrow beam misses the best.
+next_log_probs = partial(tables.next_log_probs, spread=1.2, end=-0.5)
 
 
 @cache
@@ -61,10 +54,10 @@ def candidates(table: int, options: SearchOptions, limit: int) -> dict[tuple[int
         tokens = (*words, EOS_ID)
         if len(words) < options.min_length or tokens[: len(options.prefix_ids)] != options.prefix_ids:
             continue
+        if any(tokens[t : t + 1] != (token,) for t, token in options.forced_ids):
+            continue
         if any(
-            token in forbidden_next(tokens[:t], options)
-            for t, token in enumerate(tokens)
-            if t >= len(options.prefix_ids)
+            token in forbidden_next(tokens[:t], options) for t, token in enumerate(tokens) if t not in options.forced
         ):
             continue
         log_prob = sum(float(next_log_probs(tokens[:t], table)[token]) for t, token in enumerate(tokens))
@@ -120,7 +113,7 @@ class Loop:
 
 def beam(table: int, options: SearchOptions, limit: int = LIMIT) -> SegmentResult:
     search = BeamSearch(options.k, CPU)
-    search.add([LiveSegment(0, replace(options, search="beam"), limit, NUM_SRC)])
+    search.add([LiveSegment(0, options, limit, NUM_SRC)])
     histories: list[tuple[int, ...]] = [()] * options.k
     while True:
         attention = torch.stack([attention_of(h, table) for h in histories])

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.data.vocab import EOS_ID
 from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.sampling import SamplingSearch, draw, weights_of, without_tail
 from model.decoding.search import NEVER, SearchOptions, SegmentResult
+from tests.model.decoding.tables import VOCAB, WORDS, next_log_probs
 
-VOCAB = 8  # <unk> <pad> <bos> <eos>, three words, and one column of padding
-WORDS = (4, 5, 6)
 CPU = torch.device("cpu")
 ANY_OPTIONS = SearchOptions(search="sample", k=1, seed=11, max_length=9)
 VARIANTS = {
@@ -30,17 +27,6 @@ VARIANTS = {
     "top_p": {"top_p": 0.7},
     "constrained": {"min_length": 3, "no_repeat_ngram": 2, "banned_ids": ((5, 6),)},
 }
-
-
-@cache
-def next_log_probs(history: tuple[int, ...], seed: int) -> Tensor:
-    """[V] float32: a distribution drawn for this history; -inf for the padding."""
-    key = seed
-    for token in history:
-        key = (key * 31 + token + 1) % 1_000_003
-    logits = 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(key))
-    logits[7:] = NEVER
-    return torch.log_softmax(logits, dim=0)
 
 
 class Loop:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from model.bleu import score
 from model.errors import DataError, InvalidValue
 from model.translator import Translator
 from service.cli import app
@@ -162,3 +163,67 @@ def test_an_altered_checkpoint_is_refused_by_verify(recurra: Any, models_folder:
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     recurra("models", "verify", "--checkpoints", tmp_path, exit_code=1)
     assert "refused: weights.safetensors" in recurra("models", "list", "--checkpoints", tmp_path)
+
+
+def test_every_search_field_reaches_the_search(recurra: Any, translator: Translator) -> None:
+    line = "She is nice and he is tired."
+    sampled = ("--search", "sample", "--seed", "3", "--temperature", "0.7", "--top-k", "9", "--top-p", "0.9")
+    options = {"search": "sample", "seed": 3, "temperature": 0.7, "top_k": 9, "top_p": 0.9}
+    assert (
+        recurra("translate", *FP32, *sampled, stdin=line.encode()) == translator.translate(line, **options).text + "\n"
+    )
+    rules = ("--no-repeat-ngram", "1", "--banned", "est", "--banned", "il", "--coverage-penalty", "0.2")
+    options = {"no_repeat_ngram": 1, "banned": ["est", "il"], "coverage_penalty": 0.2}
+    assert recurra("translate", *FP32, *rules, stdin=line.encode()) == translator.translate(line, **options).text + "\n"
+    found = json.loads(
+        recurra("translate", *FP32, "--search", "exact", "--max-nodes", "40", "--json", stdin=line.encode())
+    )
+    expected = translator.translate(line, search="exact", max_nodes=40)
+    assert (found["text"], found["is_optimal"], found["gap"]) == (expected.text, expected.is_optimal, expected.gap)
+
+
+def test_an_explanation_with_its_tree_is_json(recurra: Any, translator: Translator) -> None:
+    found = json.loads(recurra("translate", *FP32, "--json", "--explain", "--tree", stdin=b"I am cold."))
+    expected = translator.translate("I am cold.", explain=True, wants_tree=True).explanation
+    assert expected is not None
+    assert found["explanation"]["target_tokens"] == list(expected.target_tokens)
+    assert len(found["explanation"]["tree"]) == len(expected.tree) > 0
+    assert "explanation" not in json.loads(recurra("translate", *FP32, "--json", stdin=b"I am cold."))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "1"], "seed is 1; allowed is nothing with search = beam: it is an option of search = sample"),
+        (["--top-k", "0", "--k", "3"], "top_k is 0; allowed is nothing with search = beam"),
+        (["--max-nodes", "9", "--search", "sample"], "max_nodes is 9; allowed is nothing with search = sample"),
+        (["--temperature", "0", "--search", "sample"], "temperature is 0"),
+        (["--coverage-penalty", "-1"], "coverage_penalty is -1"),
+        (["--no-repeat-ngram", "-1"], "no_repeat_ngram is -1"),
+        (["--banned", " "], "banned is ' '"),
+        (["--explain"], "--explain is True; allowed is given together with --json"),
+        (["--tree", "--json"], "--tree is True; allowed is given together with --explain"),
+        (["--tree", "--json", "--explain", "--k", "1"], "tree is True; allowed is false with search = greedy"),
+    ],
+)
+def test_a_wrong_search_option_is_named_before_a_model_is_loaded(
+    recurra: Any, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        recurra("translate", "--model", "there is none", *arguments)
+    assert message in str(caught.value)
+
+
+def test_score_takes_the_search_and_refuses_one_without_sources(
+    recurra: Any, translator: Translator, tmp_path: Path, texts: dict[str, Path]
+) -> None:
+    test_set = tmp_path / "test.jsonl"
+    test_set.write_text('{"en": "I am cold.", "fr": ["J\'ai froid."]}\n')
+    sampled = ("--search", "sample", "--seed", "5", "--min-length", "4")
+    found = json.loads(recurra("score", "--sources", test_set, *sampled, *FP32, "--metrics", "chrf", "--json"))
+    translation = translator.translate("I am cold.", search="sample", seed=5, min_length=4).text
+    assert found["chrf"]["score"] == score([translation], [["J'ai froid."]], metrics=("chrf",))["chrf"].score
+    with pytest.raises(InvalidValue, match="--max-length is 3; allowed is given together with --sources"):
+        recurra("score", texts["hyp"], texts["ref"], "--max-length", "3")
+    with pytest.raises(InvalidValue, match="max_nodes is 3"):
+        recurra("score", "--sources", test_set, "--model", "there is none", "--max-nodes", "3")

@@ -142,6 +142,15 @@ def test_simultaneous_requests_get_their_own_answers(client: Any) -> None:
         ({"text": "a", "search": "sample", "temperature": 0}, "temperature", "greater than 0"),
         ({"text": "a", "search": "sample", "top_p": 2}, "top_p", "at most 1"),
         ({"text": "a", "search": "greedy", "seed": 1}, "seed", "search = sample"),
+        ({"text": "a", "seed": 1}, "seed", "search = sample"),
+        ({"text": "a", "k": 3, "top_k": 0}, "top_k", "search = sample"),
+        ({"text": "a", "search": "exact", "top_p": 0.5}, "top_p", "search = sample"),
+        ({"text": "a", "k": 1, "temperature": 1.0}, "temperature", "search = sample"),
+        ({"text": "a", "max_nodes": 5000}, "max_nodes", "search = exact"),
+        ({"text": "a", "search": "sample", "max_nodes": 9}, "max_nodes", "search = exact"),
+        ({"text": "a", "search": "sample", "n_best": 65}, "n_best", "up to 64"),
+        ({"text": "a", "k": 1, "explain": True, "tree": True}, "tree", "no beam"),
+        ({"text": "a", "search": "sample", "explain": True, "tree": True}, "tree", "no beam"),
         ({"text": "a", "search": "exact", "n_best": 2}, "n_best", "1 for exact"),
         ({"text": "a", "search": "exact", "max_nodes": 10**9}, "max_nodes", "100000"),
         ({"text": "a", "tree": True}, "tree", "explain"),
@@ -176,6 +185,18 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
     assert problem["code"] == "invalid_request"
     assert problem["errors"][0]["field"] == field
     assert allowed in problem["errors"][0]["allowed"]
+
+
+def test_a_lower_limit_of_nodes_is_the_default_of_exact_and_concerns_nobody_else(serve: Callable[..., Any]) -> None:
+    with serve(max_nodes=100) as client:
+        assert texts(client.post("/translate", {"text": "a", "search": "exact"})) == ["A"]
+        assert texts(client.post("/translate", {"text": "a"})) == ["A"]
+        response = client.post("/translate", {"text": "a", "search": "exact", "max_nodes": 101})
+        assert response.json()["errors"][0]["field"] == "max_nodes"
+
+
+def test_a_seed_of_null_is_none_at_all(client: Any) -> None:
+    assert texts(client.post("/translate", {"text": "a", "seed": None})) == ["A"]
 
 
 def test_an_unknown_model_is_404_with_the_field_named(client: Any) -> None:
@@ -393,6 +414,12 @@ def test_http_answers_as_the_python_interface_does(real_client: Any, models_fold
     assert item["text"] == expected.text
     assert item["score"] == pytest.approx(expected.score, rel=1e-4)
     assert [other["text"] for other in item["alternatives"]] == [other.text for other in expected.alternatives]
+
+
+def test_a_prefix_that_the_vocabulary_cannot_write_is_refused(real_client: Any) -> None:
+    response = real_client.post("/translate", {"text": "I am cold.", "prefix": "你好"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "prefix"
 
 
 STRANGE = [
