@@ -7,6 +7,7 @@ What is different from the modules, and why:
     one product   the input's and the state's share of an additive cell's gates are one product over both side by side
     no padding    the encoder runs over sentences sorted by length: step t holds those that are longer than t, and no
                   mask is needed (the layout of torch's packed sequences)
+    few shapes    the number of rows is filled up to one of a few, for which the products are compiled: `padded_rows`
     rows alone    no row's result depends on its company: see packed.py for the products; attention's are made for at
                   least two sentences, because the kernel for one adds in another order
 
@@ -14,7 +15,8 @@ Everything is float32 but the products inside `PackedLinear`. `Seq2Seq` stays th
 for every architecture.
 
 Shape letters: B batch, N live rows, R entries of a memory, K rows an entry, S source length, P source tokens of a
-batch without padding, D directions, G gates, H hidden, M memory width, A key width, C context, F readout, V vocabulary.
+batch without padding, Q rows of all steps that read them, D directions, G gates, H hidden, M memory width, A key width,
+C context, F readout, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.network.decoder import Decoder, Memory
-from model.network.packed import PACKED, Fp32Linear, PackedLinear
+from model.network.packed import PACKED, Fp32Linear, PackedLinear, padded_rows
 from model.network.recurrent import CELLS, Cell, RNNCell, State
 from model.network.seq2seq import Seq2Seq
 
@@ -117,9 +120,9 @@ class _Gates:
     def __init__(self, cell: Cell) -> None:
         self.kind = type(cell)
         self._norm_ih, self._norm_hh = cell.norm_ih, cell.norm_hh
-        is_normed = self._norm_hh is not None
-        scaled = (lambda share: share) if is_normed else self.kind.for_sigmoid
-        self.is_sum = self.kind.is_additive and not is_normed
+        self.is_normed = self._norm_hh is not None
+        scaled = (lambda share: share) if self.is_normed else self.kind.for_sigmoid
+        self.is_sum = self.kind.is_additive and not self.is_normed
         self.weight_ih, self.weight_hh = scaled(cell.weight_ih.detach()), scaled(cell.weight_hh.detach())
         bias_ih, bias_hh = scaled(cell.bias_ih.detach()), scaled(cell.bias_hh.detach())
         self.bias_ih = bias_ih + bias_hh if self.is_sum else bias_ih
@@ -145,6 +148,9 @@ class _Layout:
     and backwards (b), tokens are numbered within their sentence:
 
         step 0    a: 0 0   b: 2 0        step 1    a: 1   b: 1        step 2    a: 2   b: 0
+
+    Where n_t is none of the numbers of rows that products are made for, places are left over at the end of each
+    direction: they read the batch's first token, and nobody looks at what becomes of them.
     """
 
     def __init__(self, lens: Sequence[int], width: int, *, is_reversed: bool, device: torch.device) -> None:
@@ -152,14 +158,17 @@ class _Layout:
         self._lens = np.asarray(lens)
         self.order = np.argsort(-self._lens, kind="stable")
         falling = self._lens[self.order]
-        self.num_at: list[int] = [int(n) for n in (falling[:, None] > np.arange(falling[0])).sum(axis=0)]
-        counts = np.asarray(self.num_at)
-        starts = np.cumsum(counts) - counts
-        time = np.repeat(np.arange(len(counts)), counts)  # [P]
+        # How many sentences each step reads, and how many rows it has.
+        self.num_read: list[int] = (falling[:, None] > np.arange(falling[0])).sum(axis=0).tolist()
+        self.num_at = [padded_rows(n) for n in self.num_read]
+        read, rows = np.asarray(self.num_read), np.asarray(self.num_at)
+        starts, starts_of_rows = np.cumsum(read) - read, np.cumsum(rows) - rows
+        self.num_rows = int(rows.sum())
+        time = np.repeat(np.arange(len(read)), read)  # [P]
         rank = np.arange(len(time)) - starts[time]  # [P], which sentence of the sorted ones
         last = falling[rank] - 1
         self._mirror = starts[last - time] + rank  # [P], where the other direction reads the same token
-        self._start, self._count, self._rank = starts[time], counts[time], rank
+        self._start, self._count, self._rank = starts_of_rows[time], rows[time], rank
         forwards = last - time if is_reversed else time
         self._positions = self.order[rank] * width + forwards  # [P] in [B, S] laid out flat
         self._num_padded = len(lens) * width
@@ -169,11 +178,11 @@ class _Layout:
         return len(self._rank)
 
     def tokens(self, num_directions: int) -> Tensor:
-        """[D·P] int64: positions in [B, S], laid out flat, of the tokens as D directions read them."""
+        """[D·Q] int64: positions in [B, S], laid out flat, of the tokens as D directions read them."""
         return self._index(self._in_blocks([self._positions, self._positions[self._mirror]][:num_directions]))
 
     def directions(self) -> Tensor:
-        """[2·P] int64: 0 where the tokens are read forwards, 1 where backwards."""
+        """[2·Q] int64: 0 where the tokens are read forwards, 1 where backwards."""
         forwards = np.zeros_like(self._rank)
         return self._index(self._in_blocks([forwards, forwards + 1]))
 
@@ -181,19 +190,20 @@ class _Layout:
         """[P] int64: positions of the tokens in [B, S], laid out flat."""
         return self._index(self._positions)
 
-    def shares(self) -> Tensor:
-        """[2·P] int64: which rows of two directions' shares, [P, 2, ...] laid out flat, they read."""
+    def shares(self, num_directions: int) -> Tensor:
+        """[D·Q] int64: which rows of D directions' shares, [P, D, ...] laid out flat, they read."""
         p = np.arange(len(self._mirror))
-        return self._index(self._in_blocks([2 * p, 2 * self._mirror + 1]))
+        directions = [p] if num_directions == 1 else [2 * p, 2 * self._mirror + 1]
+        return self._index(self._in_blocks(directions))
 
     def outputs(self, num_directions: int) -> Tensor:
-        """[P·D] int64: which rows of the D·P outputs belong to each token."""
+        """[P·D] int64: which rows of the D·Q outputs belong to each token."""
         return self._index(self._of_token(num_directions).ravel())
 
     def padded_outputs(self, num_directions: int) -> Tensor:
-        """[B·S·D] int64: which rows of the D·P outputs belong to each place of [B, S]; D·P where there is none."""
+        """[B·S·D] int64: which rows of the D·Q outputs belong to each place of [B, S]; D·Q where there is none."""
         of_token = self._of_token(num_directions)
-        index = np.full((self._num_padded, num_directions), of_token.size)
+        index = np.full((self._num_padded, num_directions), num_directions * self.num_rows)
         index[self._positions] = of_token
         return self._index(index.ravel())
 
@@ -207,12 +217,11 @@ class _Layout:
         return np.stack([rows[0], rows[1][self._mirror]][:num_directions], axis=1)
 
     def _in_blocks(self, directions: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """[P] of each direction -> [D·P]."""
-        if len(directions) == 1:
-            return directions[0]
-        blocks = np.empty(2 * len(self._rank), dtype=np.int64)
+        """[P] of each direction -> [D·Q], 0 in the places left over."""
+        num_directions = len(directions)
+        blocks = np.zeros(num_directions * self.num_rows, dtype=np.int64)
         for direction, values in enumerate(directions):
-            blocks[2 * self._start + direction * self._count + self._rank] = values
+            blocks[num_directions * self._start + direction * self._count + self._rank] = values
         return blocks
 
     def _index(self, values: NDArray[np.int64]) -> Tensor:
@@ -253,27 +262,30 @@ class PackedEncoderLayer:
         """Reads tokens, ids [B·S] int64, in the lowest layer, else outputs of the layer below, x [P, M].
 
         Returns:
-            Outputs [D·P + 1, H] in blocks, with a row of zeros after them, and the last states, tensors [B, D·H].
+            Outputs [D·Q + 1, H] in blocks, with a row of zeros after them, and the last states, tensors [B, D·H].
         """
-        gates = self._of_tokens(layout, ids) if x is None else self._of_outputs(layout, x)  # [D·P, G·H]
+        gates = self._of_tokens(layout, ids) if x is None else self._of_outputs(layout, x)  # [D·Q, G·H]
         size = self.num_directions * layout.num_at[0]
         kind = self._gates[0].kind
         state: State = (gates.new_zeros(size, self._hidden_dim),) * kind.num_states
         outputs: list[Tensor] = []
         ended: list[State] = []
-        for part in gates.split([self.num_directions * n for n in layout.num_at]):
+        num_next = [*layout.num_read[1:], 0]
+        for t, part in enumerate(gates.split([self.num_directions * n for n in layout.num_at])):
             if part.shape[0] < state[0].shape[0]:
-                by_direction = [s.view(self.num_directions, -1, self._hidden_dim) for s in state]
                 num_rows = part.shape[0] // self.num_directions
-                ended.append(tuple(s[:, num_rows:] for s in by_direction))
-                state = tuple(s[:, :num_rows].reshape(-1, self._hidden_dim) for s in by_direction)
+                state = tuple(s[:, :num_rows].reshape(-1, self._hidden_dim) for s in self._by_direction(state))
             state = self._step(part, state, is_first=not outputs)
             outputs.append(state[0])
-        ended.append(tuple(s.view(self.num_directions, -1, self._hidden_dim) for s in state))
+            if num_next[t] < layout.num_read[t]:
+                ended.append(tuple(s[:, num_next[t] : layout.num_read[t]] for s in self._by_direction(state)))
         sorted_last = [torch.cat(pieces[::-1], dim=1) for pieces in zip(*ended, strict=True)]  # [D, B, H]
         back = layout.sentences()
         outputs.append(gates.new_zeros(1, self._hidden_dim))
         return torch.cat(outputs), tuple(s[:, back].transpose(0, 1).flatten(1) for s in sorted_last)
+
+    def _by_direction(self, state: State) -> list[Tensor]:
+        return [s.view(self.num_directions, -1, self._hidden_dim) for s in state]
 
     def _of_tokens(self, layout: _Layout, ids: Tensor | None) -> Tensor:
         assert self._table is not None and ids is not None
@@ -285,12 +297,11 @@ class PackedEncoderLayer:
     def _of_outputs(self, layout: _Layout, x: Tensor) -> Tensor:
         assert self._input is not None
         shares = self._input(self._prepare(x, self._bound))  # [P, D·G·H]
-        if self.num_directions == 1:
-            return self._gates[0].normalize_input(shares)
-        parts = [g.normalize_input(s) for g, s in zip(self._gates, shares.chunk(2, dim=1), strict=True)]
-        if parts[0].data_ptr() != shares.data_ptr():  # normalised
-            shares = torch.cat(parts, dim=1)
-        return shares.view(2 * x.shape[0], -1).index_select(0, layout.shares())
+        if self._gates[0].is_normed:
+            of_direction = shares.chunk(self.num_directions, dim=1)
+            shares = _beside([g.normalize_input(s) for g, s in zip(self._gates, of_direction, strict=True)])
+        of_rows = shares.view(self.num_directions * x.shape[0], -1)
+        return of_rows.index_select(0, layout.shares(self.num_directions))
 
     def _step(self, part: Tensor, state: State, *, is_first: bool) -> State:
         """A block of gates [D·n, G·H] and state, tensors [D·n, H] -> the next state."""
@@ -452,6 +463,16 @@ class PackedDecoder:
 
     def step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
         """ids [N] int64, state tensors [N, ...] -> StepOutput."""
+        num_rows = ids.shape[0]
+        num_missing = padded_rows(num_rows) - num_rows
+        if not num_missing:
+            return self._step(ids, state, memories)
+        filled = tuple(F.pad(part, (0, 0, 0, num_missing)) for part in state)
+        log_probs, state, attention = self._step(F.pad(ids, (0, num_missing)), filled, memories)
+        return StepOutput(log_probs[:num_rows], tuple(part[:num_rows] for part in state), attention)
+
+    def _step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
+        """As `step`; there may be more rows than the memories have."""
         config = self._config
         attention: tuple[Tensor, ...] = ()
         given = cast(Tensor, self._cells[0].table).index_select(0, ids)  # [N, G·H]
@@ -465,6 +486,7 @@ class PackedDecoder:
             dense.append(context)
         elif config.context_input:
             fixed = torch.cat([cast(Tensor, m.context).repeat_interleave(m.rows_each, dim=0) for m in memories])
+            fixed = _filled(fixed, ids.shape[0])
             given += fixed[:, : given.shape[1]]
         x, prepared = state[0], dense
         new_state: list[Tensor] = []
@@ -493,7 +515,8 @@ class PackedDecoder:
         queries = state if self._queries is None else self._queries(self._prepare(state, self._bound))
         contexts: list[Tensor] = []
         weights: list[Tensor] = []
-        for part, memory in zip(queries.split([m.num_rows for m in memories]), memories, strict=True):
+        num_rows = [memory.num_rows for memory in memories]
+        for part, memory in zip(queries[: sum(num_rows)].split(num_rows), memories, strict=True):
             assert memory.keys is not None and memory.values is not None
             num_entries, shape = memory.num_entries, (memory.num_entries, memory.rows_each, -1)
             looked_up = (part.view(shape), memory.keys, memory.values, memory.mask)
@@ -504,8 +527,8 @@ class PackedDecoder:
             context, weight = self._attention.look_up(*looked_up)
             contexts.append(context[:num_entries].flatten(0, 1))
             weights.append(weight[:num_entries].flatten(0, 1))
-        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        return self._prepare(context, self._bound), tuple(weights)
+        context = self._prepare(contexts[0] if len(contexts) == 1 else torch.cat(contexts), self._bound)
+        return _filled(context, state.shape[0]), tuple(weights)
 
 
 class InferenceNetwork:
@@ -542,6 +565,11 @@ class InferenceNetwork:
             memories: the source sentences of the rows, in their order.
         """
         return self._decoder.step(ids, state, memories)
+
+
+def _filled(x: Tensor, num_rows: int) -> Tensor:
+    """x [N, ...] with rows of zeros up to so many."""
+    return x if x.shape[0] == num_rows else F.pad(x, (0, 0, 0, num_rows - x.shape[0]))
 
 
 def _product(linear: PackedLinear, x: Tensor, add: Tensor | None) -> Tensor:
