@@ -14,6 +14,12 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "detail": "there is no model 'en-xx'; there is en-fr",
         "errors": [{"field": "model", "value": "'en-xx'", "allowed": "one of en-fr"}],
     },
+    409: {
+        "title": "The name is taken by another dataset",
+        "code": "dataset_exists",
+        "detail": "there is a dataset 'tatoeba' with other content (1,200 pairs en-fr)",
+        "errors": [{"field": "name", "value": "'tatoeba'", "allowed": "a name that is free"}],
+    },
     413: {
         "title": "The request is larger than a limit",
         "code": "limit_exceeded",
@@ -35,6 +41,11 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "title": "Decoding failed",
         "code": "engine_failure",
         "detail": "The request could not be answered. The log of the server has the cause under this request id.",
+    },
+    507: {
+        "title": "There is no room on the disk",
+        "code": "disk_full",
+        "detail": "there is no room left on the disk of the datasets; nothing was stored",
     },
     504: {
         "title": "There was no time for a translation",

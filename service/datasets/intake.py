@@ -1,0 +1,142 @@
+"""From pairs as they were sent to a dataset that is ready to be published, in bounded memory.
+
+Two passes. While pairs arrive they are normalised, judged, noted for duplicates, and written to a file of candidates. At
+the end that file is read once more: repetitions are left out, the rest is counted, hashed and written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from model.data.corpus import CleaningReport, CleaningRules, Pair, normalize_all
+from model.data.statistics import CorpusStatistics, SideCounter, course_words_all
+from model.errors import DataError
+from service.datasets.duplicates import DuplicateFinder, is_set
+from service.datasets.language import guess, warnings_about
+from service.datasets.store import PAIRS_FILE
+
+_BATCH_PAIRS = 500
+_BATCH_CHARS = 200_000
+_SAMPLE_SIZE = 1000
+_MAX_SHOWN_CHARS = 200  # of an example in the report
+
+
+class Intake:
+    """Takes pairs, some at a time, and makes a dataset of them in `folder`, which has to be empty."""
+
+    def __init__(self, folder: Path, rules: CleaningRules) -> None:
+        self._folder = folder
+        self._rules = rules
+        self._report = CleaningReport()
+        self._duplicates = DuplicateFinder(folder)
+        self._candidates_path = folder / "candidates"
+        self._candidates = self._candidates_path.open("wb")
+
+    def close(self) -> None:
+        self._candidates.close()
+
+    def add(self, pairs: Iterable[Pair]) -> None:
+        """The first pass."""
+        for batch in _batches(pairs):
+            self._report.num_read += len(batch)
+            sources, targets = normalize_all([pair.src for pair in batch]), normalize_all([pair.tgt for pair in batch])
+            lines = []
+            for src, tgt in zip(sources, targets, strict=True):
+                fault = self._rules.fault_of(src, tgt)
+                if fault is None:
+                    lines.append(f"{src}\t{tgt}\n".encode())
+                else:
+                    self._report.add(_shortened(src, tgt), fault)
+            for line in lines:
+                self._duplicates.add(line)
+            self._candidates.writelines(lines)
+
+    def finish(self, *, src_lang: str, tgt_lang: str) -> dict[str, Any]:
+        """The second pass; what `dataset.json` says of the pairs.
+
+        Raises:
+            DataError: no pair is left.
+        """
+        self._candidates.close()
+        repetitions = self._duplicates.repetitions() if self._rules.drop_duplicates else bytearray()
+        num_kept = self._duplicates.num_lines - sum(map(int.bit_count, repetitions))
+        self._report.num_kept = num_kept
+        if not num_kept:
+            raise DataError(f"no pair is left to train on ({self._report})")
+        counters = [SideCounter(lang, _made(self._folder / side)) for lang, side in ((src_lang, "s"), (tgt_lang, "t"))]
+        sample: list[Pair] = []
+        step = max(1, num_kept // _SAMPLE_SIZE)
+        digest = hashlib.sha256()
+        num_bytes = num_written = 0
+        with (self._folder / PAIRS_FILE).open("wb") as out:
+            for pairs in _batches(self._kept(repetitions)):
+                content = "".join(f"{src}\t{tgt}\n" for src, tgt in pairs).encode()
+                out.write(content)
+                digest.update(content)
+                num_bytes += len(content)
+                sample += pairs[-num_written % step :: step]
+                num_written += len(pairs)
+                for counter, texts in zip(counters, zip(*pairs, strict=True), strict=True):
+                    counter.add(course_words_all(texts))
+            out.flush()
+            os.fsync(out.fileno())
+        self._candidates_path.unlink()
+        statistics = CorpusStatistics(
+            num_pairs=num_kept, src=counters[0].statistics(), tgt=counters[1].statistics()
+        ).to_json()
+        for side in "st":
+            (self._folder / side).rmdir()
+        languages = {
+            "source": guess([pair.src[:_MAX_SHOWN_CHARS] for pair in sample]),
+            "target": guess([pair.tgt[:_MAX_SHOWN_CHARS] for pair in sample]),
+        }
+        return {
+            "sha256": digest.hexdigest(),
+            "source": src_lang,
+            "target": tgt_lang,
+            "num_pairs": num_kept,
+            "num_bytes": num_bytes,
+            "report": {
+                **self._report.to_json(),
+                "rules": {"max_words": self._rules.max_words, "max_ratio": self._rules.max_ratio},
+                "languages": languages,
+                "warnings": warnings_about({"source": src_lang, "target": tgt_lang}, languages),
+                "statistics": statistics,
+            },
+        }
+
+    def _kept(self, repetitions: bytearray) -> Iterator[Pair]:
+        with self._candidates_path.open(encoding="utf-8", newline="\n") as candidates:
+            for number, line in enumerate(candidates):
+                src, _, tgt = line[:-1].partition("\t")
+                if repetitions and is_set(repetitions, number):
+                    self._report.add(_shortened(src, tgt), "duplicate")
+                else:
+                    yield Pair(src, tgt)
+
+
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """Some pairs at a time: enough to work on them together, few enough to hold."""
+    pairs = iter(pairs)
+    while batch := list(islice(pairs, 1)):
+        num_chars = len(batch[0].src) + len(batch[0].tgt)
+        for pair in islice(pairs, _BATCH_PAIRS - 1):
+            batch.append(pair)
+            num_chars += len(pair.src) + len(pair.tgt)
+            if num_chars > _BATCH_CHARS:
+                break
+        yield batch
+
+
+def _shortened(src: str, tgt: str) -> Pair:
+    return Pair(src[:_MAX_SHOWN_CHARS], tgt[:_MAX_SHOWN_CHARS])
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
