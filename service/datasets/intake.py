@@ -1,7 +1,7 @@
 """From pairs as they were sent to a dataset that is ready to be published, in bounded memory.
 
-Two passes. While pairs arrive they are normalised, judged, noted for duplicates, and written to a file of candidates. At
-the end that file is read once more: repetitions are left out, the rest is counted, hashed and written.
+Two passes. While pairs arrive they are normalised, judged, noted for duplicates, and written to a file of candidates.
+At the end that file is read once more: repetitions are left out, the rest is counted, hashed and written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from service.datasets.language import guess, warnings_about
 from service.datasets.store import PAIRS_FILE
 
 _BATCH_PAIRS = 500
-_BATCH_CHARS = 200_000
+_FEW_PAIRS = 20
+_FEW_CHARS = 20_000  # of a few pairs: such long texts are worked on without waiting for more
 _SAMPLE_SIZE = 1000
 _MAX_SHOWN_CHARS = 200  # of an example in the report
 
@@ -123,13 +124,13 @@ class Intake:
 def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     """Some pairs at a time: enough to work on them together, few enough to hold."""
     pairs = iter(pairs)
-    while batch := list(islice(pairs, 1)):
-        num_chars = len(batch[0].src) + len(batch[0].tgt)
-        for pair in islice(pairs, _BATCH_PAIRS - 1):
-            batch.append(pair)
-            num_chars += len(pair.src) + len(pair.tgt)
-            if num_chars > _BATCH_CHARS:
-                break
+    batch: list[Pair] = []
+    while few := list(islice(pairs, _FEW_PAIRS)):
+        batch += few
+        if len(batch) >= _BATCH_PAIRS or sum(len(src) + len(tgt) for src, tgt in few) > _FEW_CHARS:
+            yield batch
+            batch = []
+    if batch:
         yield batch
 
 
