@@ -110,7 +110,7 @@ def _tsv(num_bytes: int) -> Iterator[bytes]:
 
 def _latencies(url: str, count: int | None, done: threading.Event) -> list[float]:
     found: list[float] = []
-    with httpx.Client() as client:
+    with httpx.Client(timeout=None) as client:
         while not done.is_set() and (count is None or len(found) < count):
             started = time.perf_counter()
             client.post(f"{url}/translate", json={"text": _TEXT}).raise_for_status()

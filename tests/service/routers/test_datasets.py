@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.schemas_datasets import FORM
+from service.schemas_datasets import EXAMPLE, FORM, DatasetAnswer
 
 TSV = b"Go.\tVa !\nI'm cold.\tJ'ai froid.\nGo.\tVa !\n"
 FIELDS = {"name": "small", "source": "en", "target": "fr"}
@@ -153,4 +153,5 @@ def test_what_a_dead_process_left_is_removed_at_the_start(serve: Any, tmp_path: 
 def test_the_documentation_shows_the_form(client: Any) -> None:
     post = client.get("/openapi.json").json()["paths"]["/datasets"]["post"]
     assert post["requestBody"]["content"]["multipart/form-data"]["schema"] == FORM
+    assert DatasetAnswer.model_validate(EXAMPLE).name == EXAMPLE["name"]
     assert {"200", "201", "400", "409", "413", "415", "422", "503", "507"} <= post["responses"].keys()
