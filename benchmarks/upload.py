@@ -77,7 +77,7 @@ def _measure(url: str, pid: int, num_bytes: int, translate: bool) -> None:
     peak = _memory(pid, "VmHWM")
     print(f"server: {resident:.1f} MB before, {peak:.1f} MB at most: grew by {peak - resident:.1f} MB")
     print(f"the upload's process: {worker_peaks[0]:.1f} MB at most")
-    if translate:
+    if during:
         print(f"POST /translate, ms: before {_quantiles(before)}, during the upload {_quantiles(sorted(during))}")
 
 

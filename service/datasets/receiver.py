@@ -76,7 +76,6 @@ class UploadReceiver:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for the server, which lets its requests finish
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
         )
         feeding = asyncio.ensure_future(_feed(process, body, self._idle_seconds))
@@ -126,6 +125,7 @@ async def _result_of(
             watching = asyncio.ensure_future(hang_up())
             await asyncio.wait((watching, collecting), return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
+                watching.result()  # raises where the caller sent too much
                 raise ClientGone
         out, err, status = await collecting
     finally:

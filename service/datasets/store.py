@@ -118,6 +118,7 @@ class DatasetStore:
         facts = {"format_version": _FORMAT_VERSION, "created_at": round(time.time(), 3), **description}
         self._share(folder, facts["sha256"])
         write_json(folder / _DESCRIPTION, facts)
+        _sync_folder(folder)
         made = _of(facts, folder)
         while True:
             try:

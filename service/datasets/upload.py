@@ -141,6 +141,8 @@ class _Upload:
         if self.files and "pairs" in (part.name, *self.files):
             given = ", ".join((*self.files, part.name))
             raise InvalidValue(part.name, given, "one file pairs, or two files source_file and target_file")
+        if file.is_tmx and part.name != "pairs":
+            raise DataError("this is TMX, which has both sides; send it as pairs", part.name)
         self.files.append(part.name)
         if self.intake is None:
             self.result_folder.mkdir()

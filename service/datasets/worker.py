@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _NICENESS = 10
 
 def main() -> None:
     os.nice(_NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which lets its requests finish
     task = json.loads(sys.argv[1])
     store = DatasetStore(Path(task["root"]))
     try:

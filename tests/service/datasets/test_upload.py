@@ -164,6 +164,7 @@ def test_a_rule_after_the_files_is_refused(send: Any, is_empty: Any) -> None:
             "no unit has both en and fr; the languages are en-us (3), de (3)",
         ),
         ({"pairs": TMX.encode()[:-20]}, "the file ends in the middle"),
+        ({"source_file": TMX.encode(), "target_file": TGT}, "source_file: this is TMX"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_its_cause(
