@@ -47,6 +47,7 @@ class DataError(RecurraError):
     def __init__(self, message: str, path: str | Path | None = None, line: int | None = None) -> None:
         where = "" if path is None else f"{path}: " if line is None else f"{path}, line {line}: "
         super().__init__(where + message)
+        self.cause = message
         self.path = None if path is None else Path(path)
         self.line = line
 

@@ -17,12 +17,15 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from model.errors import RecurraError
+from service.datasets.receiver import UploadReceiver
+from service.datasets.store import DatasetStore
 from service.dependencies import Services
 from service.errors import answer_problem
 from service.inference.registry import Loader, Registry, load_translator
 from service.inference.scoring import Scorer
 from service.metrics import Metrics
 from service.middleware import BodyLimit, HeadAsGet, RequestContext
+from service.routers import datasets as datasets_router
 from service.routers import health, models, score, translate
 from service.settings import Settings
 
@@ -40,11 +43,16 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         load: makes a translator from a checkpoint folder; a test gives its own.
     """
     metrics = Metrics()
+    datasets = DatasetStore(settings.datasets_path)
     services = Services(
         settings=settings,
         metrics=metrics,
         registry=Registry(settings, metrics, load),
         scorer=Scorer(settings.max_score_seconds),
+        datasets=datasets,
+        uploads=UploadReceiver(
+            datasets, max_unpacked_bytes=settings.max_dataset_unpacked_bytes, max_uploads=settings.max_uploads
+        ),
     )
     app = FastAPIOffline(
         title="Recurra",
@@ -53,14 +61,15 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         redoc_url=None,
     )
     app.state.services = services
-    for router in (translate.router, score.router, models.router, health.router):
+    for router in (translate.router, score.router, models.router, datasets_router.router, health.router):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     for expected in (RecurraError, HTTPException, RequestValidationError):
         app.add_exception_handler(expected, answer_problem)
+    larger_bodies = {"/datasets": (settings.max_dataset_bytes, "RECURRA_MAX_DATASET_BYTES")}
     # The last one added is the outermost: a body past its limit is logged and counted like every other request.
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, larger=larger_bodies)
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 
@@ -72,6 +81,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         shutdown the engines have nothing left to do; what a hard one leaves behind fails with 503 `draining`.
         """
         services.registry.start()
+        await asyncio.to_thread(services.datasets.sweep)  # what a process that died left half-made
         yield
         await asyncio.to_thread(services.registry.close)
 

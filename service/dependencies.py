@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from service.datasets.receiver import UploadReceiver
+from service.datasets.store import DatasetStore
 from service.errors import ClientGone
 from service.inference.registry import Registry
 from service.inference.scoring import Scorer
@@ -26,6 +28,8 @@ class Services:
     metrics: Metrics
     registry: Registry
     scorer: Scorer
+    datasets: DatasetStore
+    uploads: UploadReceiver
 
 
 def services_of(request: Request) -> Services:
@@ -44,7 +48,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _
         ClientGone: the caller hung up first.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnect(request))
+    watching = asyncio.ensure_future(hang_up_of(request))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -55,6 +59,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _
         watching.cancel()
 
 
-async def _disconnect(request: Request) -> None:
+async def hang_up_of(request: Request) -> None:
+    """Ends when the caller hangs up. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

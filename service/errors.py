@@ -11,9 +11,11 @@
     │   ├── ModelFailed          its checkpoint was refused
     │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
+    │   ├── TooManyUploads       more datasets arrive than the setting allows
     │   └── Draining             the server is shutting down
     ├── DeadlinePassed           504 before the first token
-    └── EngineFailure            500 a decode step failed; the engine goes on
+    ├── EngineFailure            500 a decode step failed; the engine goes on
+    └── DatasetError             see service.datasets.errors
     BodyTooLarge                 413 raised while the body is being read
     ClientGone                   the caller hung up: there is nobody to answer
 
@@ -34,6 +36,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from model.errors import InvalidValue, RecurraError
+from service.datasets import errors as dataset_errors
 from service.logs import request_id_var
 
 _MAX_SHOWN_CHARS = 80
@@ -56,8 +59,8 @@ class BodyTooLarge(HTTPException):
     An HTTPException only because FastAPI turns every other error of a body's reader into a nameless 400.
     """
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the body is larger than {limit:,} bytes (RECURRA_MAX_BODY_BYTES)")
+    def __init__(self, limit: int, setting: str = "RECURRA_MAX_BODY_BYTES") -> None:
+        super().__init__(413, f"the body is larger than {limit:,} bytes ({setting})")
 
 
 class UnknownModel(RecurraError):
@@ -98,6 +101,10 @@ class NotReady(Unavailable):
 
 
 class QueueFull(Unavailable):
+    pass
+
+
+class TooManyUploads(Unavailable):
     pass
 
 
@@ -145,11 +152,19 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     LimitExceeded: (413, "limit_exceeded", "The request is larger than a limit"),
     BodyTooLarge: (413, "body_too_large", "The body is larger than the limit"),
     UnknownModel: (404, "unknown_model", "There is no such model"),
+    dataset_errors.UnknownDataset: (404, "unknown_dataset", "There is no such dataset"),
+    dataset_errors.DatasetExists: (409, "dataset_exists", "The name is taken by another dataset"),
+    dataset_errors.UnusableData: (422, "unusable_data", "A file of the upload cannot be used"),
+    dataset_errors.UploadTooLarge: (413, "limit_exceeded", "The request is larger than a limit"),
+    dataset_errors.BrokenForm: (400, "invalid_body", "The body cannot be read"),
+    dataset_errors.UnsupportedForm: (415, "unsupported_media_type", "The body's type is not supported"),
+    dataset_errors.DiskFull: (507, "disk_full", "There is no room on the disk"),
     NoModel: (503, "no_model", "No model is ready"),
     ModelLoading: (503, "model_loading", "The model is being loaded"),
     ModelFailed: (503, "model_failed", "The model could not be loaded"),
     NotReady: (503, "not_ready", "The server is not ready"),
     QueueFull: (503, "queue_full", "Too many sentences are waiting"),
+    TooManyUploads: (503, "too_many_uploads", "Too many datasets are arriving"),
     Draining: (503, "draining", "The server is shutting down"),
     DeadlinePassed: (504, "deadline_passed", "There was no time for a translation"),
     EngineFailure: (500, "engine_failure", "Decoding failed"),

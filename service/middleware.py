@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -71,25 +73,30 @@ class RequestContext:
 class BodyLimit:
     """Refuses a body past the limit: by its announced length, or while a chunked one is being read."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, larger: Mapping[str, tuple[int, str]] = MappingProxyType({})
+    ) -> None:
+        """`larger` has the paths with a limit of their own, and the setting that it comes from."""
         self.app = app
-        self._max_body_bytes = max_body_bytes
+        self._limit = (max_body_bytes, "RECURRA_MAX_BODY_BYTES")
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        max_body_bytes, setting = self._larger.get(scope["path"], self._limit)
         num_bytes = 0
         announced = Headers(scope=scope).get("content-length", "")
 
         async def receive_within_limit() -> Message:
             nonlocal num_bytes
-            if announced.isdecimal() and int(announced[:20]) > self._max_body_bytes:
-                raise BodyTooLarge(self._max_body_bytes)
+            if announced.isdecimal() and int(announced[:20]) > max_body_bytes:
+                raise BodyTooLarge(max_body_bytes, setting)
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise BodyTooLarge(self._max_body_bytes)
+            if num_bytes > max_body_bytes:
+                raise BodyTooLarge(max_body_bytes, setting)
             return message
 
         await self.app(scope, receive_within_limit, send)

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
         None,
         description="folder with one folder a model; default ./checkpoints, else the folder of the installed project",
     )
+    data: Path | None = Field(
+        None, description="folder of datasets, training jobs and downloads; default ./data, made when it is needed"
+    )
     default_model: str | None = Field(
         None, description="model of a request that names none; needed only where several models fit"
     )
@@ -52,6 +55,11 @@ class Settings(BaseSettings):
     max_texts: int = Field(1000, ge=1, description="most texts in one request")
     max_text_chars: int = Field(20_000, ge=1, description="most characters in one text")
     max_body_bytes: int = Field(8_000_000, ge=1024, description="largest request body, in bytes")
+    max_dataset_bytes: int = Field(4_000_000_000, ge=1024, description="largest POST /datasets, in bytes as it is sent")
+    max_dataset_unpacked_bytes: int = Field(
+        16_000_000_000, ge=1024, description="most bytes that the gzip files of one POST /datasets may unpack to"
+    )
+    max_uploads: int = Field(2, ge=1, le=100, description="POST /datasets that are worked on at once; more get a 503")
     max_target_tokens: int = Field(
         1000, ge=1, le=MAX_LENGTH, description="largest max_length and min_length a request may ask for"
     )
@@ -97,6 +105,14 @@ class Settings(BaseSettings):
             return self.checkpoints
         here = Path("checkpoints")
         return here if here.is_dir() else Path(__file__).resolve().parent.parent / "checkpoints"
+
+    @property
+    def data_path(self) -> Path:
+        return self.data if self.data is not None else Path("data")
+
+    @property
+    def datasets_path(self) -> Path:
+        return self.data_path / "datasets"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -9,10 +9,12 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.data.corpus import Pair
+from model.data.corpus import Pair, has_normal_characters, normalize
+from model.data.counting import TokenCounter, frequency_at, summarize
 from model.data.tokenizer import WordTokenizer
 from model.errors import DataError
 from model.files import write_atomically, write_json
@@ -31,6 +33,16 @@ _GREY = "#57606a"
 def course_words(text: str) -> list[str]:
     """The words of the course: lower case, punctuation apart."""
     return WordTokenizer.preprocess(text).split()
+
+
+def course_words_all(texts: Sequence[str]) -> list[list[str]]:
+    """`course_words` of each text, faster: all at once, and a space too many is lost when the words are cut."""
+    joined = "\n".join(texts).lower()
+    if joined.count("\n") >= len(texts) or not has_normal_characters(joined):
+        joined = "\n".join(normalize(text.lower()) for text in texts)
+    for mark in ",.!?":
+        joined = joined.replace(mark, " " + mark)
+    return [text.split() for text in joined.split("\n")]
 
 
 def _new_figure() -> tuple[Figure, Axes]:
@@ -64,25 +76,20 @@ class SideStatistics:
     Attributes:
         name: as it stands in tables and pictures, "en".
         length_counts: how many sentences have how many tokens, by length; lengths that do not occur are left out.
-        token_counts: how often each token occurs, by falling count; equal counts go by alphabet.
+        frequency_counts: how many different tokens occur how often, by falling frequency.
+        top_tokens: how often the most frequent tokens occur, by falling frequency; equal ones go by alphabet.
     """
 
     name: str
     length_counts: dict[int, int]
-    token_counts: dict[str, int]
+    frequency_counts: dict[int, int]
+    top_tokens: dict[str, int]
 
     @classmethod
     def from_sentences(cls, name: str, sentences: Iterable[Sequence[str]]) -> SideStatistics:
-        lengths: Counter[int] = Counter()
-        tokens: Counter[str] = Counter()
-        for sentence in sentences:
-            lengths[len(sentence)] += 1
-            tokens.update(sentence)
-        return cls(
-            name=name,
-            length_counts=dict(sorted(lengths.items())),
-            token_counts=dict(sorted(tokens.items(), key=lambda item: (-item[1], item[0]))),
-        )
+        counter = SideCounter(name)
+        counter.add(list(sentences))
+        return counter.statistics()
 
     @property
     def num_sentences(self) -> int:
@@ -95,12 +102,12 @@ class SideStatistics:
     @property
     def num_types(self) -> int:
         """Different tokens."""
-        return len(self.token_counts)
+        return sum(self.frequency_counts.values())
 
     @property
     def num_once(self) -> int:
         """Tokens that occur a single time: what a minimum frequency of 2 leaves out."""
-        return sum(count == 1 for count in self.token_counts.values())
+        return self.frequency_counts.get(1, 0)
 
     @property
     def mean_length(self) -> float:
@@ -121,15 +128,15 @@ class SideStatistics:
 
     def rank_frequencies(self) -> list[tuple[int, int]]:
         """(rank, frequency) along Zipf's line, thinned out evenly on the logarithm of the rank; first and last stay."""
-        frequencies = list(self.token_counts.values())
-        if not frequencies:
+        if not self.num_types:
             return []
-        ranks = {1, len(frequencies)}
+        ranks = {1, self.num_types}
         rank = 1.0
-        while rank < len(frequencies):
+        while rank < self.num_types:
             ranks.add(round(rank))
             rank *= 10 ** (1 / _POINTS_PER_DECADE)
-        return [(rank, frequencies[rank - 1]) for rank in sorted(ranks)]
+        rising = sorted(ranks)
+        return list(zip(rising, frequency_at(self.frequency_counts, rising), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -144,8 +151,34 @@ class SideStatistics:
             "max_length": self.max_length,
             "length_counts": [[length, count] for length, count in self.length_counts.items()],
             "rank_frequencies": [[rank, frequency] for rank, frequency in self.rank_frequencies()],
-            "top_tokens": [[token, count] for token, count in list(self.token_counts.items())[:_NUM_TOP_TOKENS]],
+            "top_tokens": [[token, count] for token, count in self.top_tokens.items()],
         }
+
+
+class SideCounter:
+    """Counts one side of a corpus, some sentences at a time.
+
+    With a folder for files of its own, in a bounded amount of memory; what was counted is the same.
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self._name = name
+        self._lengths: Counter[int] = Counter()
+        self._tokens = TokenCounter(folder)
+
+    def add(self, sentences: Sequence[Sequence[str]]) -> None:
+        self._lengths.update(map(len, sentences))
+        self._tokens.add(chain.from_iterable(sentences))
+
+    def statistics(self) -> SideStatistics:
+        """What was counted; to be called once, when all is counted."""
+        frequencies, top = summarize(self._tokens.totals(), _NUM_TOP_TOKENS)
+        return SideStatistics(
+            name=self._name,
+            length_counts=dict(sorted(self._lengths.items())),
+            frequency_counts=frequencies,
+            top_tokens=top,
+        )
 
 
 def _table_row(side: SideStatistics) -> list[str]:

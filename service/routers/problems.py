@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from service.schemas import ProblemAnswer
@@ -13,6 +15,12 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "code": "unknown_model",
         "detail": "there is no model 'en-xx'; there is en-fr",
         "errors": [{"field": "model", "value": "'en-xx'", "allowed": "one of en-fr"}],
+    },
+    409: {
+        "title": "The name is taken by another dataset",
+        "code": "dataset_exists",
+        "detail": "there is a dataset 'tatoeba' with other content (1,200 pairs en-fr)",
+        "errors": [{"field": "name", "value": "'tatoeba'", "allowed": "a name that is free"}],
     },
     413: {
         "title": "The request is larger than a limit",
@@ -36,6 +44,11 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "code": "engine_failure",
         "detail": "The request could not be answered. The log of the server has the cause under this request id.",
     },
+    507: {
+        "title": "There is no room on the disk",
+        "code": "disk_full",
+        "detail": "there is no room left on the disk of the datasets; nothing was stored",
+    },
     504: {
         "title": "There was no time for a translation",
         "code": "deadline_passed",
@@ -56,15 +69,18 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these statuses."""
+def problems(
+    *statuses: int, examples: Mapping[int, dict[str, Any]] = MappingProxyType({})
+) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer with these statuses; `examples` are the route's own."""
+    shown = {**_EXAMPLES, **examples}
     return {
         status: {
-            "description": _EXAMPLES[status]["title"],
+            "description": shown[status]["title"],
             "content": {
                 "application/problem+json": {
                     "schema": _schema(),
-                    "example": {"status": status, "request_id": "5f0c2d", **_EXAMPLES[status]},
+                    "example": {"status": status, "request_id": "5f0c2d", **shown[status]},
                 }
             },
         }

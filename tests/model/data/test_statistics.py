@@ -6,6 +6,8 @@ import json
 import statistics
 import subprocess
 import sys
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.data.corpus import Pair, read_pairs
-from model.data.statistics import CorpusStatistics, SideStatistics, course_words
+from model.data.statistics import CorpusStatistics, SideStatistics, course_words, course_words_all
 from model.errors import DataError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny.en-fr.tsv"
@@ -32,7 +34,8 @@ def test_a_small_corpus_is_counted_by_hand() -> None:
     src = CorpusStatistics.from_pairs(PAIRS, names=("en", "fr")).src
     assert src.name == "en"
     assert src.length_counts == {1: 1, 2: 1, 3: 1}
-    assert src.token_counts == {"a": 3, "b": 2, "c": 1}
+    assert list(src.top_tokens.items()) == [("a", 3), ("b", 2), ("c", 1)]
+    assert src.frequency_counts == {3: 1, 2: 1, 1: 1}
     assert (src.num_tokens, src.num_types, src.num_once, src.max_length) == (6, 3, 1, 3)
     assert src.mean_length == 2
 
@@ -40,7 +43,7 @@ def test_a_small_corpus_is_counted_by_hand() -> None:
 def test_words_are_those_of_the_course_unless_told_otherwise() -> None:
     pairs = [Pair("Go, go!", "Va\u202f!")]
     assert course_words("Go, go!") == ["go", ",", "go", "!"]
-    assert CorpusStatistics.from_pairs(pairs).src.token_counts == {"go": 2, "!": 1, ",": 1}
+    assert CorpusStatistics.from_pairs(pairs).src.top_tokens == {"go": 2, "!": 1, ",": 1}
     assert CorpusStatistics.from_pairs(pairs, tokenize=list).tgt.num_tokens == 4
 
 
@@ -48,7 +51,7 @@ def test_words_are_those_of_the_course_unless_told_otherwise() -> None:
 def test_the_histograms_hold_every_sentence_and_every_token(sentences: list[list[str]]) -> None:
     side = SideStatistics.from_sentences("en", sentences)
     assert side.num_sentences == len(sentences)
-    assert side.num_tokens == sum(map(len, sentences)) == sum(side.token_counts.values())
+    assert side.num_tokens == sum(map(len, sentences)) == sum(f * n for f, n in side.frequency_counts.items())
     assert side.mean_length == pytest.approx(statistics.mean(map(len, sentences)))
     assert side.max_length == max(map(len, sentences))
 
@@ -69,14 +72,16 @@ def test_a_quantile_of_a_hundred_sentences_is_exact() -> None:
 def test_frequencies_fall_with_the_rank_and_keep_their_ends(sentences: list[list[str]]) -> None:
     side = SideStatistics.from_sentences("en", sentences)
     points = side.rank_frequencies()
-    frequencies = sorted(side.token_counts.values(), reverse=True)
+    frequencies = sorted(Counter(chain.from_iterable(sentences)).values(), reverse=True)
     assert points == [(rank, frequencies[rank - 1]) for rank, _ in points]
     assert [rank for rank, _ in points[:1]] == ([1] if frequencies else [])
     assert [rank for rank, _ in points[-1:]] == ([len(frequencies)] if frequencies else [])
 
 
 def test_many_ranks_are_thinned_out() -> None:
-    side = SideStatistics(name="en", length_counts={1: 1}, token_counts={str(i): 10**5 - i for i in range(10**5)})
+    side = SideStatistics(
+        name="en", length_counts={1: 1}, frequency_counts=dict.fromkeys(range(10**5, 0, -1), 1), top_tokens={}
+    )
     points = side.rank_frequencies()
     assert len(points) < 260
     assert [rank for rank, _ in points[:9]] == list(range(1, 10))
@@ -100,6 +105,11 @@ def test_the_same_corpus_gives_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", [Pair("", ""), Pair("", "a"), Pair("a", "b " * 3000)])
 def test_an_odd_corpus_can_be_drawn(tmp_path: Path, pair: Pair) -> None:
     assert all(path.stat().st_size > 0 for path in CorpusStatistics.from_pairs([pair]).write(tmp_path))
+
+
+@given(st.lists(st.text(st.sampled_from("aÀ ,.!?\u0301\u200b\u2003\n\t"))))
+def test_words_of_many_texts_at_once_are_those_of_each(texts: list[str]) -> None:
+    assert course_words_all(texts) == [course_words(text) for text in texts] or not texts
 
 
 def test_the_summary_is_a_table() -> None:
