@@ -188,8 +188,8 @@ class Decoder(nn.Module):
     @property
     def _is_fed_by_hand(self) -> bool:
         """Whether `FeedingDecoder` has a backward pass for this architecture."""
-        is_simple = self.attention is None or isinstance(self.attention, DotAttention)
-        return self.config.input_feeding and is_simple and not self.config.layer_norm
+        is_query_the_state = isinstance(self.attention, DotAttention)
+        return self.config.input_feeding and is_query_the_state and not self.config.layer_norm
 
     def _forward_by_hand(
         self,

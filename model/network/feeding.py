@@ -30,14 +30,14 @@ class Recurrence:
     Attributes:
         cell: of all layers.
         residual: layers from the second on add their input to their output.
-        mask: [B, S] bool, True = valid; None without attention.
+        mask: [B, S] bool, True = valid.
         input_masks: for each layer its dropout mask [B, 1 or T, I], or None.
         recurrent_masks: for each layer its dropout mask [B, H], or None.
     """
 
     cell: type[Cell]
     residual: bool
-    mask: Tensor | None
+    mask: Tensor
     input_masks: Sequence[Tensor | None]
     recurrent_masks: Sequence[Tensor | None]
 
@@ -56,6 +56,8 @@ class _Layer:
         state: State,
         masks: tuple[Tensor | None, Tensor | None],
         num_steps: int,
+        *,
+        residual: bool,
     ) -> None:
         """weights: [G·H, I], [G·H, H], [G·H], [G·H]; given [T, B, G·H], a share of the gates that is there already."""
         w_in, w_hh, b_in, b_hh = weights
@@ -76,12 +78,13 @@ class _Layer:
         for kept, part in zip(self.states, state, strict=True):
             kept[0] = part
         self.input_mask, self.recurrent_mask = masks
+        self.residual = residual
 
     def mask_at(self, t: int) -> Tensor | None:
         return None if self.input_mask is None else self.input_mask[:, t % self.input_mask.shape[1]]
 
     def step(self, t: int, x: Tensor) -> Tensor:
-        """x [B, I] -> h [B, H]."""
+        """x [B, I] -> the layer's output [B, H]: h, and x behind its mask where it is residual."""
         before = tuple(part[t] for part in self.states)
         row = self.x[t]
         _put(row[:, : self.input_dim], x, self.mask_at(t))
@@ -95,7 +98,8 @@ class _Layer:
             after = self.cell.forward_(self.gates[t], self.hidden[t], before)
         for kept, part in zip(self.states, after, strict=True):
             kept[t + 1] = part
-        return self.states[0][t + 1]
+        h = self.states[0][t + 1]
+        return h + row[:, : self.input_dim] if self.residual else h
 
     def begin_backward(self) -> None:
         self.grad_in = self.gates.clone()  # the cell writes gradients over its gates
@@ -103,7 +107,7 @@ class _Layer:
         self.grad_state: State = tuple(torch.zeros_like(part[0]) for part in self.states)
 
     def step_back(self, t: int, grad: Tensor) -> Tensor:
-        """Gradient of h [B, H] -> gradient of x [B, I]; that of the state before stays here."""
+        """Gradient of the output [B, H] -> gradient of x [B, I]; that of the state before stays here."""
         before, after = tuple(part[t] for part in self.states), tuple(part[t + 1] for part in self.states)
         grads = (self.grad_state[0] + grad, *self.grad_state[1:])
         hidden = self.grad_in[t] if self.hidden is None else self.hidden[t]
@@ -116,6 +120,8 @@ class _Layer:
         if self.recurrent_mask is not None:
             grad_h = grad_h * self.recurrent_mask
         self.grad_state = (passed[0] + grad_h, *passed[1:])
+        if self.residual:
+            grad_x = grad_x + grad
         mask = self.mask_at(t)
         return grad_x if mask is None else grad_x * mask
 
@@ -140,9 +146,9 @@ def _put(target: Tensor, value: Tensor, mask: Tensor | None) -> None:
 class FeedingDecoder(torch.autograd.Function):
     """All steps of the decoder: `apply(recurrence, gates, keys, values, w_out, b_out, feed, *rest) -> [T, B, F]`.
 
-    gates [T, B, G·H] is the embeddings' share of the first layer's gates; keys [B, S, H] and values [B, S, M], or
-    None; w_out [F, H + M] and b_out [F] the readout; feed [B, F] before the first step; then for each layer its weights
-    [G·H, I], [G·H, H], [G·H], [G·H], and for each layer its state before the first step.
+    gates [T, B, G·H] is the embeddings' share of the first layer's gates; keys [B, S, H] and values [B, S, M]; w_out
+    [F, H + M] and b_out [F] the readout; feed [B, F] before the first step; then for each layer its weights [G·H, I],
+    [G·H, H], [G·H], [G·H], and for each layer its state before the first step.
     """
 
     @staticmethod
@@ -150,8 +156,8 @@ class FeedingDecoder(torch.autograd.Function):
         ctx: Any,
         recurrence: Recurrence,
         gates: Tensor,
-        keys: Tensor | None,
-        values: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
         w_out: Tensor,
         b_out: Tensor,
         feed: Tensor,
@@ -165,26 +171,26 @@ class FeedingDecoder(torch.autograd.Function):
             first = 4 * num_layers + index * cell.num_states
             masks = (recurrence.input_masks[index], recurrence.recurrent_masks[index])
             weights, state = rest[4 * index : 4 * index + 4], rest[first : first + cell.num_states]
-            layers.append(_Layer(cell, weights, gates if index == 0 else None, state, masks, num_steps))
+            given = gates if index == 0 else None
+            residual = recurrence.residual and index > 0
+            layers.append(_Layer(cell, weights, given, state, masks, num_steps, residual=residual))
         hidden_dim = layers[0].w_hh.shape[1]
         readouts = gates.new_empty(num_steps, num_rows, w_out.shape[0])
         found = gates.new_empty(num_steps, num_rows, w_out.shape[1])  # [T, B, H + M]: the top state and the context
-        shares = None if keys is None else keys.new_empty(num_rows, num_steps, keys.shape[1])  # [B, T, S]
+        shares = keys.new_empty(num_rows, num_steps, keys.shape[1])  # [B, T, S]
+        padding = ~recurrence.mask
         for t in range(num_steps):
             x = feed if t == 0 else readouts[t - 1]
-            for index, layer in enumerate(layers):
-                h = layer.step(t, x)
-                x = h + x if recurrence.residual and index else h
+            for layer in layers:
+                x = layer.step(t, x)
             found[t, :, :hidden_dim] = x
-            if shares is not None:
-                assert keys is not None and values is not None and recurrence.mask is not None
-                scores = torch.bmm(keys, x[:, :, None]).squeeze(2)  # [B, S]
-                shares[:, t] = scores.masked_fill_(~recurrence.mask, float("-inf")).softmax(dim=1)
-                found[t, :, hidden_dim:] = torch.bmm(shares[:, t, None], values).squeeze(1)
+            scores = torch.bmm(keys, x[:, :, None]).squeeze(2)  # [B, S]
+            shares[:, t] = scores.masked_fill_(padding, float("-inf")).softmax(dim=1)
+            found[t, :, hidden_dim:] = torch.bmm(shares[:, t, None], values).squeeze(1)
             torch.addmm(b_out, found[t], w_out.t(), out=readouts[t])
             readouts[t].tanh_()
         if any(ctx.needs_input_grad):
-            ctx.recurrence, ctx.layers, ctx.found, ctx.shares = recurrence, layers, found, shares
+            ctx.layers, ctx.found, ctx.shares = layers, found, shares
             ctx.save_for_backward(keys, values, w_out, readouts)
         return readouts
 
@@ -192,33 +198,28 @@ class FeedingDecoder(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keys, values, w_out, readouts = ctx.saved_tensors
-        recurrence, layers, found, shares = ctx.recurrence, ctx.layers, ctx.found, ctx.shares
+        layers, found, shares = ctx.layers, ctx.found, ctx.shares
         hidden_dim = layers[0].w_hh.shape[1]
         for layer in layers:
             layer.begin_backward()
         grad_found = torch.empty_like(found)
-        grad_scores = None if shares is None else torch.empty_like(shares)
+        grad_scores = torch.empty_like(shares)
         grad_out = torch.empty_like(readouts)  # before the tanh
         feed = torch.zeros_like(readouts[0])
         for t in reversed(range(readouts.shape[0])):
             torch.ops.aten.tanh_backward.grad_input(grad[t] + feed, readouts[t], grad_input=grad_out[t])
             torch.mm(grad_out[t], w_out, out=grad_found[t])
             x = grad_found[t, :, :hidden_dim]
-            if shares is not None:
-                share = shares[:, t]
-                grad_share = torch.bmm(values, grad_found[t, :, hidden_dim:, None]).squeeze(2)  # [B, S]
-                grad_score = torch._softmax_backward_data(grad_share, share, 1, share.dtype)
-                grad_scores[:, t] = grad_score
-                x = x + torch.bmm(grad_score[:, None], keys).squeeze(1)
-            for index in reversed(range(len(layers))):
-                below = layers[index].step_back(t, x)
-                x = below + x if recurrence.residual and index else below
+            grad_share = torch.bmm(values, grad_found[t, :, hidden_dim:, None]).squeeze(2)  # [B, S]
+            grad_score = torch._softmax_backward_data(grad_share, shares[:, t], 1, shares.dtype)
+            grad_scores[:, t] = grad_score
+            x = x + torch.bmm(grad_score[:, None], keys).squeeze(1)
+            for layer in reversed(layers):
+                x = layer.step_back(t, x)
             feed = x
-        grad_keys = grad_values = None
-        if shares is not None:
-            tops, contexts = found[..., :hidden_dim].transpose(0, 1), grad_found[..., hidden_dim:].transpose(0, 1)
-            grad_keys = grad_scores.transpose(1, 2) @ tops  # [B, S, H]
-            grad_values = shares.transpose(1, 2) @ contexts  # [B, S, M]
+        tops, contexts = found[..., :hidden_dim].transpose(0, 1), grad_found[..., hidden_dim:].transpose(0, 1)
+        grad_keys = grad_scores.transpose(1, 2) @ tops  # [B, S, H]
+        grad_values = shares.transpose(1, 2) @ contexts  # [B, S, M]
         flat = grad_out.flatten(0, 1)
         grad_w_out, grad_b_out = flat.t() @ found.flatten(0, 1), flat.sum(0)
         grad_weights = [part for layer in layers for part in layer.weight_grads()]
