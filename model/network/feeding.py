@@ -195,7 +195,7 @@ class FeedingDecoder(torch.autograd.Function):
         return readouts
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keys, values, w_out, readouts = ctx.saved_tensors
         layers, found, shares = ctx.layers, ctx.found, ctx.shares
