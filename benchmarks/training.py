@@ -40,7 +40,7 @@ REFERENCE = PRESETS["luong2015"].with_options(
         "clip_norm": 5.0,
     }
 )
-_WARM_UP_STEPS = 20
+_WARM_UP_STEPS = 40
 _PEER_LINE = re.compile(r"Step (\d+)/.*?(\d+)/\s*(\d+) tok/s")
 
 
@@ -74,7 +74,7 @@ def _ours(preset: Preset, source: Path, target: Path, batch_tokens: int, steps: 
             Path(folder) / "run",
             preset=preset.with_options(options),
             pairs=pairs,
-            dev=[Example(pairs[0].src, (pairs[0].tgt,))],
+            dev=[Example(src=pairs[0].src, refs=(pairs[0].tgt,))],
             src_lang="en",
             tgt_lang="de",
         )

@@ -16,6 +16,7 @@ ranks load. Knows nothing of jobs, HTTP or terminals.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,6 +46,10 @@ from model.training.progress import Meter, Progress
 from model.training.run import FORMAT_VERSION, RunFolder, data_hash, examples_hash
 from model.training.schedule import Updater, learning_rate
 from model.translator import Translator
+
+# Batches come in hundreds of shapes, and oneDNN compiles its products for each: the default of 1,024 kernels would have
+# it compile the same ones again and again. Read when the first product is made.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 OnProgress = Callable[[Progress], None]
 ShouldStop = Callable[[], bool]
