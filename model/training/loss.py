@@ -15,7 +15,7 @@ from model.data.batching import Batch
 from model.data.vocab import BOS_ID
 from model.network.seq2seq import Seq2Seq
 
-_BLOCK_ELEMENTS = 1 << 20  # 4 MB of float32 logits: within the cache that the cores share
+_BLOCK_ELEMENTS = 1 << 21  # 8 MB of float32 logits: within the cache that the cores share
 _ROW_MULTIPLE = 64  # oneDNN compiles a product for each number of rows, and every batch has another number of tokens
 
 
