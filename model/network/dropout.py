@@ -5,6 +5,7 @@ Shape letters: B batch, T time, F features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,14 @@ class Dropouts:
 
 
 def draw_mask(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """A mask of `shape` in the dtype and device of `like`: 0 with probability p, else 1 / (1 − p)."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(1 - p)
+    """A mask of `shape` in the dtype and device of `like`: 0 with probability p, else 1 / (1 − p).
+
+    Drawn 16 bits an element, four of them at a time: `bernoulli_` took a twentieth of a training step.
+    """
+    num_elements = math.prod(shape)
+    words = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    bits = words.view(torch.int16)[:num_elements].view(shape)  # uniform from -2^15 to 2^15 - 1
+    return (bits >= round(p * 2**16) - 2**15).to(like.dtype).mul_(1 / (1 - p))
 
 
 def apply_dropout(x: Tensor, p: float, *, variational: bool, is_training: bool) -> Tensor:
