@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from model.errors import InvalidValue
 from service.errors import ModelLoading, NoModel, UnknownModel
 from service.inference.served import ServedModel
+from service.inference.versions import checkpoint_folders
 from service.logs import EventLog
 from service.metrics import Metrics
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from model.translator import Translator
-
-CONFIG_FILE = "config.json"
 
 log = EventLog("registry")
 
@@ -43,15 +42,6 @@ def load_translator(path: str | Path, /, *, device: str, precision: str, num_thr
     from model.translator import Translator
 
     return Translator.load(path, device=device, precision=precision, num_threads=num_threads)
-
-
-def checkpoint_folders(root: Path) -> list[Path]:
-    """The checkpoint folders in `root`, by name; `root` itself where it is one. Hidden folders are left out."""
-    if (root / CONFIG_FILE).is_file():
-        return [root]
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 class Registry:
