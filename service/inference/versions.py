@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from model.errors import CheckpointError, InvalidValue
 from model.files import write_json
-from service.errors import CannotStore, NoPreviousVersion, UnknownModel, UnknownVersion, VersionIsLive
+from service.errors import CannotStore, NoPreviousVersion, UnknownModel, UnknownVersion, VersionConflict, VersionIsLive
 from service.inference.pointer import Pointer, Switch, read_pointer
 
 CONFIG_FILE = "config.json"
@@ -194,15 +194,25 @@ class VersionStore:
             if before.live != version or not before.history:
                 before.moved(version, reason=reason).write(model)
 
-    def rollback(self, name: str, *, reason: str = "rollback") -> str:
-        """Makes the version live that was so before, and returns it. Raises UnknownModel, NoPreviousVersion."""
+    def rollback(self, name: str, *, reason: str = "rollback", expected: str | None = None) -> str:
+        """Makes the version live that was so before, and returns it.
+
+        Args:
+            expected: where the caller thinks that this goes; nothing is changed where another process came first.
+
+        Raises:
+            UnknownModel, NoPreviousVersion, CannotStore.
+            VersionConflict: it is not the one expected.
+        """
         with self._locked(self._model(name)):
             pointer = self._moved_back(name, reason)
+            if expected not in (None, pointer.live):
+                raise VersionConflict(f"{name} was switched by somebody else at the same moment; look again")
             pointer.write(self._model(name))
             return pointer.live
 
     def delete(self, name: str, version: str) -> None:
-        """Removes a version for good. Raises UnknownModel, UnknownVersion, VersionIsLive."""
+        """Removes a version for good. Raises UnknownModel, UnknownVersion, VersionConflict, VersionIsLive."""
         model = self._model(name)
         self.folder(name, version)
         with self._locked(model):
