@@ -340,7 +340,7 @@ class ModelAnswer(BaseModel):
     """A model that is served, or the reason why it is not."""
 
     name: str
-    state: Literal["loading", "ready", "failed", "draining", "stopped"]
+    state: Literal["loading", "ready", "failed", "draining", "stopped", "unloaded", "not_live"]
     cause: str | None = Field(None, description="why it failed")
     version: str | None = None
     source: str | None = None

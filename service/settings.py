@@ -41,6 +41,23 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="model of a request that names none; needed only where several models fit"
     )
+    models_poll_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="time between two looks for models and live versions that others changed on disk; 0 for never",
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="memory for loaded models, the rest on demand; 0 loads all of them at the start"
+    )
+    model_wait_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="time that a request waits for its model to be loaded on demand",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto takes CUDA if there is one"
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from model.errors import InvalidValue
-from service.inference.registry import checkpoint_folders
+from service.inference.versions import checkpoint_folders
 from service.settings import load_settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, or the folder of a checkpoint.")]

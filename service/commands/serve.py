@@ -94,8 +94,7 @@ def _url(listener: socket.socket) -> str:
 
 def _announce(services: Services, url: str) -> None:
     """One line once the models are loaded, with something to try."""
-    for model in services.registry.models:
-        model.engine.wait_until_loaded()
+    services.registry.wait_until_loaded()
     readiness = services.registry.readiness()
     if not readiness.is_ready:
         typer.echo(f"Recurra is not ready: {readiness.reason}", err=True)

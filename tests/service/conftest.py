@@ -179,8 +179,7 @@ class AppClient:
         return services
 
     def wait_until_loaded(self) -> AppClient:
-        for model in self.services.registry.models:
-            assert model.engine.wait_until_loaded(TIMEOUT_SECONDS)
+        assert self.services.registry.wait_until_loaded(TIMEOUT_SECONDS)
         return self
 
     def run(self, work: Any) -> Any:
