@@ -5,6 +5,9 @@
     ├── DataError         a corpus or data file cannot be used
     ├── CheckpointError   a checkpoint is missing, damaged, foreign or of another version
     ├── TrainingError     a training run cannot start or go on
+    │   ├── Diverged      loss or gradient is no number any more
+    │   ├── OutOfMemory   a batch does not fit
+    │   └── DiskFull      a checkpoint cannot be written
     └── Cancelled         long work was asked to stop
 
 Messages are written for the person who gave the input: they name the field or file, the value and what is allowed.
@@ -62,7 +65,19 @@ class CheckpointError(RecurraError):
 
 
 class TrainingError(RecurraError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or go on; what it had saved is still there."""
+
+
+class Diverged(TrainingError):
+    """Loss or gradient is no number any more: a resume would come to the same point, other options may not."""
+
+
+class OutOfMemory(TrainingError):
+    """The machine or the GPU has no memory left for a batch."""
+
+
+class DiskFull(TrainingError):
+    """There is no room for a checkpoint; the last one that was written is whole."""
 
 
 class Cancelled(RecurraError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.errors import InvalidValue
 from service.commands import options
+
+if TYPE_CHECKING:
+    from model.config import Preset
+    from model.training import Trainer
 
 
 def train(
@@ -40,46 +45,102 @@ def train(
         str, typer.Option("--licence", help="Licence and attribution of the data, kept in metrics.json.")
     ] = "",
     device: options.DeviceOption = "auto",
+    nproc: Annotated[int, typer.Option("--nproc", help="Processes (or GPUs) of this machine that train together.")] = 1,
 ) -> None:
     """Train a model: clean the pairs, learn a tokenizer, train, average the best checkpoints, score."""
-    from model.bleu import score as score_texts
-    from model.checkpoint import load_checkpoint
+    from model import distributed
     from model.config import preset
+
+    task = _Task(
+        data=data,
+        tgt_data=tgt_data,
+        dev=dev,
+        test=test,
+        out=out,
+        run=run or Path("runs") / out.name,
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
+        preset_name=preset_name,
+        preset=preset(preset_name).with_options(dict(_assignment(text) for text in option or [])),
+        resume=resume,
+        start_from=start_from,
+        licence=licence,
+        device=device,
+    )
+    if nproc != 1 and not distributed.is_launched():
+        distributed.launch(nproc, "service", sys.argv[1:])
+        return
+    with distributed.final_errors():
+        _train(task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What the command line asks for."""
+
+    data: Path
+    tgt_data: Path | None
+    dev: Path
+    test: Path | None
+    out: Path
+    run: Path
+    src_lang: str
+    tgt_lang: str
+    preset_name: str
+    preset: Preset
+    resume: bool
+    start_from: Path | None
+    licence: str
+    device: str
+
+
+def _train(task: _Task) -> None:
+    from model import distributed
+    from model.checkpoint import load_checkpoint
     from model.data.corpus import CleaningRules, clean, read_examples, read_pairs
     from model.training import Trainer
 
-    chosen = preset(preset_name).with_options(dict(_assignment(text) for text in option or []))
-    pairs, report = clean(read_pairs(data, tgt_path=tgt_data), CleaningRules())
-    print(report)
+    pairs, report = clean(read_pairs(task.data, tgt_path=task.tgt_data), CleaningRules())
     trainer = Trainer(
-        run or Path("runs") / out.name,
-        preset=chosen,
+        task.run,
+        preset=task.preset,
         pairs=pairs,
-        dev=read_examples(dev, src_lang=src_lang, tgt_lang=tgt_lang),
-        src_lang=src_lang,
-        tgt_lang=tgt_lang,
-        resume=resume,
-        start_from=load_checkpoint(start_from) if start_from else None,
-        device=device,
+        dev=read_examples(task.dev, src_lang=task.src_lang, tgt_lang=task.tgt_lang),
+        src_lang=task.src_lang,
+        tgt_lang=task.tgt_lang,
+        resume=None if distributed.num_restarts() else task.resume,
+        start_from=load_checkpoint(task.start_from) if task.start_from else None,
+        device=task.device,
     )
+    if not trainer.group.is_main:
+        trainer.train()
+        return
+    print(report)
     print(f"{trainer.network.num_parameters:,} parameters, {trainer.steps_per_epoch:,} steps an epoch")
     with _TrainingDisplay() as display:
         trainer.train(on_progress=display.show)
-    metrics: dict[str, Any] = {"preset": preset_name, "command": _command_line(), "data": data.name}
-    if licence:
-        metrics["licence"] = licence
-    translator = trainer.finish(out, metrics)
-    if test:
-        examples = read_examples(test, src_lang=src_lang, tgt_lang=tgt_lang)
+    _finish(task, trainer)
+
+
+def _finish(task: _Task, trainer: Trainer) -> None:
+    from model.bleu import score as score_texts
+    from model.data.corpus import read_examples
+
+    metrics: dict[str, Any] = {"preset": task.preset_name, "command": _command_line(), "data": task.data.name}
+    if task.licence:
+        metrics["licence"] = task.licence
+    translator = trainer.finish(task.out, metrics)
+    if task.test:
+        examples = read_examples(task.test, src_lang=task.src_lang, tgt_lang=task.tgt_lang)
         refs = [list(e.refs) for e in examples]
         scores = {}
         for k in (1, 5):
             texts = [t.text for t in translator.translate([e.src for e in examples], k=k)]
             result = score_texts(texts, refs, metrics=("bleu", "chrf"))
             scores[f"beam {k}" if k > 1 else "greedy"] = {name: round(r.score, 2) for name, r in result.items()}
-            print(f"{test.name}, k = {k}: " + ", ".join(f"{name} {r.score:.2f}" for name, r in result.items()))
-        trainer.finish(out, {**metrics, "test": {"set": test.name, "sentences": len(examples), **scores}})
-    print(f"written to {out}")
+            print(f"{task.test.name}, k = {k}: " + ", ".join(f"{name} {r.score:.2f}" for name, r in result.items()))
+        trainer.finish(task.out, {**metrics, "test": {"set": task.test.name, "sentences": len(examples), **scores}})
+    print(f"written to {task.out}")
 
 
 def _command_line() -> str:

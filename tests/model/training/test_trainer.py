@@ -87,7 +87,7 @@ def test_resume_refuses_other_data_and_other_options(
     trainer(tmp_path, tiny_preset, pairs, dev)
     with pytest.raises(TrainingError, match="num_pairs"):
         trainer(tmp_path, tiny_preset, pairs[:-1], dev, resume=True)
-    with pytest.raises(TrainingError, match="training"):
+    with pytest.raises(TrainingError, match="dropout"):
         trainer(tmp_path, tiny_preset.with_options({"dropout": 0.5}), pairs, dev, resume=True)
     with pytest.raises(TrainingError, match="no run to resume"):
         trainer(tmp_path / "nothing", tiny_preset, pairs, dev, resume=True)
