@@ -14,6 +14,7 @@ from service.datasets.store import DatasetStore
 from service.errors import ClientGone
 from service.inference.registry import Registry
 from service.inference.scoring import Scorer
+from service.jobs.jobs import Jobs
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -30,6 +31,7 @@ class Services:
     scorer: Scorer
     datasets: DatasetStore
     uploads: UploadReceiver
+    jobs: Jobs
 
 
 def services_of(request: Request) -> Services:

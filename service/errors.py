@@ -10,6 +10,8 @@
     │   ├── VersionRefused       it does not load; the one that is live stays so
     │   └── NoPreviousVersion    there is nothing to roll back to
     ├── CannotStore              507 a folder of models is full, or not ours to write to
+    ├── UnknownJob               404
+    ├── JobConflict              409 the job is in another state
     ├── CannotListen             the address or port is taken, or none of ours: the command line ends
     ├── Unavailable              503 + Retry-After; nothing was started
     │   ├── NoModel              no checkpoint at all, or none that could be loaded
@@ -18,6 +20,7 @@
     │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
     │   ├── TooManyUploads       more datasets arrive than the setting allows
+    │   ├── JobsUnavailable      their database cannot be used, or another process has this replica's name
     │   └── Draining             the server is shutting down
     ├── DeadlinePassed           504 before the first token
     ├── EngineFailure            500 a decode step failed; the engine goes on
@@ -106,6 +109,15 @@ class CannotStore(RecurraError):
     """The disk is full, or the folder is not ours to write to."""
 
 
+class UnknownJob(RecurraError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {shown(job_id)}; GET /train lists those there are")
+
+
+class JobConflict(RecurraError):
+    """What was asked for does not fit the job's state."""
+
+
 class CannotListen(RecurraError):
     pass
 
@@ -145,6 +157,10 @@ class TooManyUploads(Unavailable):
 
 
 class Draining(Unavailable):
+    pass
+
+
+class JobsUnavailable(Unavailable):
     pass
 
 
@@ -201,6 +217,9 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     VersionRefused: (409, "version_refused", "The version does not load"),
     NoPreviousVersion: (409, "no_previous_version", "There is no version to roll back to"),
     CannotStore: (507, "cannot_store", "The folder of the models cannot be written"),
+    UnknownJob: (404, "unknown_job", "There is no such job"),
+    JobConflict: (409, "job_conflict", "The job is in another state"),
+    JobsUnavailable: (503, "jobs_unavailable", "Training jobs cannot be used"),
     NoModel: (503, "no_model", "No model is ready"),
     ModelLoading: (503, "model_loading", "The model is being loaded"),
     ModelFailed: (503, "model_failed", "The model could not be loaded"),
@@ -308,9 +327,9 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field_name(loc: tuple[int | str, ...]) -> str:
-    """("body", "text", "list", 3) → "text[3]": "one" and "list" are the tags of a union's arms, no fields."""
+    """("body", "text", "list", 3) → "text[3]": "one", "list" and "share" are the tags of a union's arms, no fields."""
     name = ""
-    for part in [part for part in loc[1:] if part not in ("one", "list")]:
+    for part in [part for part in loc[1:] if part not in ("one", "list", "share")]:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
     return shown(name)[1:-1] or "body"
 

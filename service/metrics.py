@@ -59,6 +59,7 @@ class Metrics:
         self.registry.register(GC_COLLECTOR)
         self._make_http_metrics()
         self._make_engine_metrics()
+        self._make_job_metrics()
 
     def _make_http_metrics(self) -> None:
         registry = self.registry
@@ -100,6 +101,16 @@ class Metrics:
             registry=registry,
         )
         self.device_memory_bytes.labels("cpu").set_function(resident_bytes)
+
+    def _make_job_metrics(self) -> None:
+        registry = self.registry
+        self.jobs = Gauge("recurra_jobs", "Training jobs of all replicas", ["state"], registry=registry)
+        self.training_loss = Gauge(
+            "recurra_training_loss", "Loss a target token of the model in training", ["model"], registry=registry
+        )
+        self.training_tokens = Counter(
+            "recurra_training_tokens_total", "Target tokens trained on here", ["model"], registry=registry
+        )
 
     def watch(self, *, queue_depth: Callable[[], int], live_rows: Callable[[], int]) -> None:
         """Both gauges are read when Prometheus asks, so that the engine does no work for them."""

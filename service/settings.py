@@ -103,6 +103,24 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="a log line as key=value text or as a JSON object")
 
+    jobs_database: str | None = Field(
+        None,
+        pattern=r"^(sqlite:///|postgresql(\+psycopg)?://).+",
+        description="where jobs are kept: postgresql://… for several machines; default a SQLite file in RECURRA_DATA",
+    )
+    replica: str = Field(
+        "local",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="name of this process among those that share RECURRA_DATA; each needs its own",
+    )
+    jobs_concurrency: int = Field(1, ge=1, le=64, description="jobs that train at the same time on one replica")
+    training_threads: int = Field(1, ge=1, le=1024, description="threads of a training job's matrix products")
+    training_nice: int = Field(19, ge=0, le=19, description="how far a training process stands back for all others")
+    jobs_keep: int = Field(100, ge=0, description="ended jobs that are kept; older ones are deleted")
+    jobs_keep_days: float = Field(
+        90.0, gt=0, le=36500, allow_inf_nan=False, description="days that an ended job is kept"
+    )
+
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if self.default_k > self.max_k:
@@ -130,6 +148,13 @@ class Settings(BaseSettings):
     @property
     def datasets_path(self) -> Path:
         return self.data_path / "datasets"
+
+    @property
+    def jobs_url(self) -> str:
+        """Of the database of jobs; paths in it are absolute, since a trainer may have another working directory."""
+        if self.jobs_database is not None:
+            return self.jobs_database
+        return f"sqlite:///{self.data_path.resolve() / 'jobs.sqlite'}"
 
 
 def load_settings(**overrides: Any) -> Settings:

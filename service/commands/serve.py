@@ -67,6 +67,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A thread: it waits for the engines, and a second Ctrl-C must not have to wait for it.
         threading.Thread(target=self._services.registry.close, name="drain", daemon=True).start()
+        threading.Thread(target=self._services.jobs.close, name="drain-jobs", daemon=True).start()
         await super().shutdown(sockets)
 
 
