@@ -77,6 +77,7 @@ def main() -> None:
     run = RunFolder(folder)
     try:
         with run.locked(watch.pause):
+            run.tell("process", stage=stage, pid=os.getpid())
             _work(run, stage, settings, watch)
     except Cancelled:
         status = EXIT_STOPPED
