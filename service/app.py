@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from model.errors import RecurraError
 from service.dependencies import Services
 from service.errors import answer_problem
+from service.inference.comparison import Comparer
 from service.inference.registry import Loader, Registry, load_translator
 from service.inference.scoring import Scorer
 from service.metrics import Metrics
@@ -45,6 +46,7 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         metrics=metrics,
         registry=Registry(settings, metrics, load),
         scorer=Scorer(settings.max_score_seconds),
+        comparer=Comparer(settings.max_compare_seconds),
     )
     app = FastAPIOffline(
         title="Recurra",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from service.errors import ClientGone
+from service.inference.comparison import Comparer
 from service.inference.registry import Registry
 from service.inference.scoring import Scorer
 from service.metrics import Metrics
@@ -26,6 +27,7 @@ class Services:
     metrics: Metrics
     registry: Registry
     scorer: Scorer
+    comparer: Comparer
 
 
 def services_of(request: Request) -> Services:

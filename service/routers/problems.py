@@ -14,6 +14,11 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "detail": "there is no model 'en-xx'; there is en-fr",
         "errors": [{"field": "model", "value": "'en-xx'", "allowed": "one of en-fr"}],
     },
+    409: {
+        "title": "The version does not load",
+        "code": "version_refused",
+        "detail": "the version 3f9a1c20b7de of en-fr does not load: weights.safetensors: is missing",
+    },
     413: {
         "title": "The request is larger than a limit",
         "code": "limit_exceeded",
@@ -35,6 +40,11 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
         "title": "Decoding failed",
         "code": "engine_failure",
         "detail": "The request could not be answered. The log of the server has the cause under this request id.",
+    },
+    507: {
+        "title": "The folder of the models cannot be written",
+        "code": "cannot_store",
+        "detail": "the folder of en-fr cannot be written: No space left on device",
     },
     504: {
         "title": "There was no time for a translation",
