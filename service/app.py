@@ -21,6 +21,7 @@ from service.datasets.receiver import UploadReceiver
 from service.datasets.store import DatasetStore
 from service.dependencies import Services
 from service.errors import answer_problem
+from service.inference.comparison import Comparer
 from service.inference.registry import Loader, Registry, load_translator
 from service.inference.scoring import Scorer
 from service.jobs.jobs import Jobs
@@ -56,6 +57,7 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         uploads=UploadReceiver(
             datasets, max_unpacked_bytes=settings.max_dataset_unpacked_bytes, max_uploads=settings.max_uploads
         ),
+        comparer=Comparer(settings.max_compare_seconds),
     )
     app = FastAPIOffline(
         title="Recurra",

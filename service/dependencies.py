@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from service.datasets.receiver import UploadReceiver
 from service.datasets.store import DatasetStore
 from service.errors import ClientGone
+from service.inference.comparison import Comparer
 from service.inference.registry import Registry
 from service.inference.scoring import Scorer
 from service.jobs.jobs import Jobs
@@ -32,6 +33,7 @@ class Services:
     datasets: DatasetStore
     uploads: UploadReceiver
     jobs: Jobs
+    comparer: Comparer
 
 
 def services_of(request: Request) -> Services:

@@ -89,6 +89,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="time that one POST /score may take to compute its scores",
     )
+    max_compare_seconds: float = Field(
+        600.0,
+        ge=0.1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="time that the comparison of two versions of a model may take",
+    )
 
     max_rows: int = Field(320, ge=1, description="live hypotheses of all requests together in one decode step")
     max_queued_segments: int = Field(

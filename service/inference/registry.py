@@ -30,9 +30,10 @@ from service.inference.live import LiveModel
 from service.inference.loading import Loader as Loader
 from service.inference.loading import ModelLoader
 from service.inference.loading import load_translator as load_translator
+from service.inference.pointer import Switch
 from service.inference.residency import Residency
 from service.inference.served import ServedModel
-from service.inference.versions import Target, VersionStore
+from service.inference.versions import Target, VersionInfo, VersionStore
 from service.logs import EventLog
 from service.metrics import Metrics
 from service.settings import Settings
@@ -164,6 +165,13 @@ class Registry:
             if name not in self._models:
                 raise UnknownModel(name, sorted(self._models))
             return self._models[name]
+
+    def on_disk(self, name: str) -> tuple[list[VersionInfo], list[Switch]]:
+        """A model's versions, and when which of them was live; nothing where the disk does not tell."""
+        try:
+            return self.store.versions(name), self.store.history(name)
+        except RecurraError:
+            return [], []
 
     # -- switching ---------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,6 @@ from service.jobs.process import Interrupted
 from service.jobs.run import RunFolder
 from service.jobs.spec import JobSpec, Promote
 
-MAX_P_VALUE = 0.05
-
 
 class Promoter(Protocol):
     """`PromoteLive`, or a test's stand-in for it."""

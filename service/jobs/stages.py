@@ -161,7 +161,7 @@ def _compare_with_live(work: Work, version: str, texts: list[str], examples: lis
     translator = Translator(parent, device=_device(work), precision="fp32")
     baseline = _translate(work, translator, examples, k=_BEAM)
     result = compare(baseline, texts, [list(example.refs) for example in examples])
-    return {"live": live, "comparison": asdict(result)}
+    return {"live": live, "comparison": result.to_json()}
 
 
 def _live_version(work: Work) -> str | None:
