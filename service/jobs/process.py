@@ -26,6 +26,7 @@ from service.settings import ENV_PREFIX, Settings
 
 MAX_VAIN_STARTS = 6
 _LOOK_SECONDS = 0.2
+_RESTART_SECONDS = 0.25  # doubled at each start in vain
 _CANCEL_LOOK_SECONDS = 3.0
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +51,7 @@ class Watcher:
         closing: set when this service shuts down.
         is_cancelled: asks the database; looked at every few seconds, in case nobody could reach the run's folder.
         on_event: hears every event that the trainer tells, while it runs.
+        command: how a stage's process is started; a test gives its own.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Watcher:
         closing: threading.Event,
         is_cancelled: Callable[[], bool],
         on_event: Callable[[dict[str, Any]], None],
+        command: Callable[[RunFolder, str], list[str]] | None = None,
     ) -> None:
         self._run = run
         self._settings = settings
         self._closing = closing
         self._is_cancelled = is_cancelled
         self._on_event = on_event
+        self._command = command or trainer_command
         self._last_look = time.monotonic()
 
     def run_stage(self, stage: str) -> None:
@@ -91,7 +95,7 @@ class Watcher:
                 detail = f"{stage} ended {num_vain} times without getting any further, last by {_cause(status)}"
                 code = "killed" if status < 0 or status == EXIT_STOPPED else "worker_failed"
                 raise JobFailed(Failure(code=code, detail=detail))
-            self._closing.wait(min(30.0, 0.25 * 2**num_vain))
+            self._closing.wait(min(30.0, _RESTART_SECONDS * 2**num_vain))
 
     def _check_stopped(self) -> None:
         if self._run.is_asked_to_stop:
@@ -108,7 +112,7 @@ class Watcher:
 
     def _attempt(self, stage: str) -> int:
         """One process, from its start to its exit status."""
-        with _started(self._run, stage, self._settings) as process:
+        with _started(self._command(self._run, stage), self._run, self._settings) as process:
             offset = self._run.events.stat().st_size if self._run.events.exists() else 0
             stop_at: float | None = None
             while process.poll() is None:
@@ -137,15 +141,19 @@ class Watcher:
         return offset
 
 
+def trainer_command(run: RunFolder, stage: str) -> list[str]:
+    return [sys.executable, "-m", "service.jobs.trainer", str(run.path), stage]
+
+
 @contextmanager
-def _started(run: RunFolder, stage: str, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], run: RunFolder, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """The process, in a group of its own so that Ctrl-C in a terminal does not reach it; killed if we leave early.
 
     No session of its own: the kernel's autogroups would weigh it against the service as an equal, whatever its nice.
     """
     with run.log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.jobs.trainer", str(run.path), stage],
+            command,
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,

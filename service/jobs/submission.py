@@ -6,6 +6,7 @@ from typing import Any
 
 from model.config import ModelConfig, TokenizerConfig
 from model.errors import InvalidValue
+from service.datasets.errors import UnknownDataset
 from service.datasets.store import Dataset, DatasetStore
 from service.errors import UnknownVersion
 from service.inference.versions import VersionStore, check_name
@@ -57,7 +58,18 @@ def _datasets(body: TrainBody, datasets: DatasetStore) -> list[Dataset]:
     names = body.datasets or [str(body.dataset)]
     if len(set(names)) < len(names):
         raise InvalidValue("datasets", names, "each name once")
-    return [datasets.get(name) for name in names]
+    field = "datasets" if body.datasets else "dataset"
+    return [_dataset(field, name, datasets) for name in names]
+
+
+def _dataset(field: str, name: str, datasets: DatasetStore) -> Dataset:
+    """Errors name the field that the dataset's name stands in."""
+    try:
+        return datasets.get(name)
+    except InvalidValue as exc:
+        raise InvalidValue(field, exc.value, exc.allowed) from exc
+    except UnknownDataset as exc:
+        raise UnknownDataset(str(exc), field=field, value=name, allowed=getattr(exc, "allowed", "")) from exc
 
 
 def _languages(body: TrainBody, chosen: list[Dataset]) -> tuple[str, str]:
@@ -85,7 +97,7 @@ def _held_out(
         return HeldOut(share=default_share(num_pairs))
     if isinstance(value, float | int):
         return HeldOut(share=float(value))
-    chosen = [datasets.get(name) for name in ([value] if isinstance(value, str) else value)]
+    chosen = [_dataset(field, name, datasets) for name in ([value] if isinstance(value, str) else value)]
     for dataset in chosen:
         if {dataset.src_lang, dataset.tgt_lang} != languages:
             raise InvalidValue(field, dataset.name, f"a dataset of {' and '.join(sorted(languages))}")
