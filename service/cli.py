@@ -1,4 +1,4 @@
-"""The command line: `recurra serve | train | translate | score | data | models`.
+"""The command line: `recurra serve | train | translate | score | data | models | jobs`.
 
 Each command, a module of `service.commands`, turns its arguments into one call of the packages and prints what comes
 back. What goes wrong for a reason that the user can mend is one line on standard error:
@@ -16,7 +16,7 @@ import sys
 import typer
 
 from model.errors import InvalidValue, RecurraError
-from service.commands import data, models
+from service.commands import data, jobs, models
 from service.commands.score import score
 from service.commands.serve import serve
 from service.commands.train import train
@@ -33,6 +33,7 @@ for command in (serve, translate, score, train):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(jobs.app, name="jobs")
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ _RETENTION_SECONDS = 600.0
 _FOLLOW_SECONDS = 0.3
 _LAUNCH_RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
+_PING_SECONDS = 15.0
 _LOG_BYTES = 1 << 20
 _ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
 
@@ -228,16 +229,23 @@ class Jobs:
         except FileNotFoundError:
             return b""
 
-    async def follow(self, job_id: str, offset: int) -> AsyncIterator[Event]:
-        """The events after `offset` as they come, until the job has ended or this service shuts down."""
+    async def follow(self, job_id: str, offset: int) -> AsyncIterator[Event | None]:
+        """The events after `offset` as they come, until the job has ended or this service shuts down.
+
+        None from time to time while nothing happens, so that a connection in between is not taken for dead.
+        """
+        last = time.monotonic()
         path = self.run_folder(job_id).events
         while True:
             is_over = self._closing.is_set() or (await asyncio.to_thread(self._known, job_id)).state in _ENDED
             for event in await asyncio.to_thread(_read, path, offset):
-                offset = event.offset
+                offset, last = event.offset, time.monotonic()
                 yield event
             if is_over:
                 return
+            if time.monotonic() - last > _PING_SECONDS:
+                last = time.monotonic()
+                yield None
             await asyncio.sleep(_FOLLOW_SECONDS)
 
     # -- inside ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from model.config import ModelConfig, TokenizerConfig
 from model.errors import InvalidValue
 from service.datasets.errors import UnknownDataset
 from service.datasets.store import Dataset, DatasetStore
-from service.errors import UnknownVersion
+from service.errors import UnknownModel, UnknownVersion
 from service.inference.versions import VersionStore, check_name
 from service.jobs.schemas import TrainBody
 from service.jobs.spec import MIN_PAIRS, DataPart, HeldOut, JobSpec, default_share
@@ -126,10 +126,14 @@ def _start_from(body: TrainBody, versions: VersionStore) -> str | None:
             allowed = "an option of training: network and tokenizer are those of start_from"
             raise InvalidValue(f"overrides.{name}", body.overrides[name], allowed)
     model, _, version = body.start_from.partition("@")
-    chosen = version or versions.live(model)
-    if chosen is None:
-        raise UnknownVersion(model, "live", [info.version for info in versions.versions(model)])
-    versions.folder(model, chosen)
+    try:
+        chosen = version or versions.live(model)
+        if chosen is None:
+            raise UnknownVersion(model, "live", [info.version for info in versions.versions(model)])
+        versions.folder(model, chosen)
+    except (UnknownModel, UnknownVersion) as exc:
+        exc.field = "start_from"
+        raise
     return f"{model}@{chosen}"
 
 

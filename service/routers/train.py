@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from service.dependencies import ServicesDep
+from service.dependencies import Services, ServicesDep
 from service.jobs import curve
 from service.jobs.events import check_offset
 from service.jobs.schemas import CurveAnswer, CurvePoint, JobAnswer, JobsAnswer, StateFilter, TrainBody
@@ -98,8 +98,11 @@ async def follow_job(
     return EventSourceResponse(_events(services, job_id, offset))
 
 
-async def _events(services: ServicesDep, job_id: str, offset: int) -> AsyncIterator[bytes]:
+async def _events(services: Services, job_id: str, offset: int) -> AsyncIterator[bytes]:
     async for event in services.jobs.follow(job_id, offset):
+        if event is None:
+            yield format_sse_event(comment="still there")
+            continue
         offset = event.offset
         name = str(event.values.get("event"))
         yield format_sse_event(event=name, data_str=json.dumps(event.values, ensure_ascii=False), id=str(offset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from service.jobs import process
 from service.jobs.failures import JobFailed
 from service.jobs.process import MAX_VAIN_STARTS, Interrupted, StageCancelled, Watcher
 from service.jobs.run import RunFolder
-from service.jobs.spec import DataPart, HeldOut, JobSpec
+from service.jobs.spec import JobSpec
 from service.settings import Settings
 
 HEAD = "import os, signal, sys, time; from service.jobs.run import RunFolder; run = RunFolder(sys.argv[1])\n"
@@ -23,24 +24,9 @@ STOPS_WELL = "signal.signal(signal.SIGTERM, lambda *_: os._exit(75)); run.tell('
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    part = DataPart(name="tiny", sha256="ab")
+def run(tmp_path: Path, spec: JobSpec) -> RunFolder:
     run = RunFolder(tmp_path / "run")
-    run.create(
-        JobSpec(
-            model="m",
-            datasets=(part,),
-            src_lang="en",
-            tgt_lang="fr",
-            preset="small",
-            options={},
-            dev=HeldOut(share=0.1),
-            test=HeldOut(share=0.1),
-            start_from=None,
-            promote="never",
-            num_threads=1,
-        )
-    )
+    run.create(spec)
     return run
 
 
@@ -164,10 +150,9 @@ def test_a_trainer_ends_when_the_process_that_started_it_is_killed(fixture: Fixt
         "print(trainer.pid, flush=True); time.sleep(60)"
     )
     watching = (
-        "from service.jobs.trainer import Watch; import time; w = Watch()\nwhile not w.is_stopping(): time.sleep(.01)"
+        "import time; from service.jobs.trainer import Watch; watch = Watch()\n"
+        "while not watch.is_stopping(): time.sleep(0.01)"
     )
-    import subprocess
-
     with subprocess.Popen(
         [sys.executable, "-c", code, str(fixture.run.path), watching], stdout=subprocess.PIPE
     ) as parent:

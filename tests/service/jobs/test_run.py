@@ -10,24 +10,7 @@ import pytest
 
 from service.jobs.failures import Failure
 from service.jobs.run import RunFolder
-from service.jobs.spec import DataPart, HeldOut, JobSpec
-
-
-@pytest.fixture
-def spec() -> JobSpec:
-    return JobSpec(
-        model="en-fr",
-        datasets=(DataPart(name="tatoeba", sha256="ab"),),
-        src_lang="en",
-        tgt_lang="fr",
-        preset="small",
-        options={"seed": 3},
-        dev=HeldOut(share=0.1),
-        test=HeldOut(datasets=(DataPart(name="news", sha256="cd"),)),
-        start_from=None,
-        promote="never",
-        num_threads=1,
-    )
+from service.jobs.spec import JobSpec
 
 
 @pytest.fixture

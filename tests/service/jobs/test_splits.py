@@ -52,9 +52,8 @@ def test_shares_are_met() -> None:
 
 
 def test_order_changes_no_part() -> None:
-    forwards, backwards = (
-        split(pairs, dev_share=0.1, test_share=0.1) for pairs in (numbered(200), numbered(200)[::-1])
-    )
+    orders = (numbered(200), numbered(200)[::-1])
+    forwards, backwards = (split(pairs, dev_share=0.1, test_share=0.1) for pairs in orders)
     assert set(forwards.train) == set(backwards.train)
     assert {e.src for e in forwards.test} == {e.src for e in backwards.test}
 
