@@ -97,7 +97,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ServiceProcess(Path(folder), training_nice=0) as service:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServiceProcess(Path(folder), training_nice=0, training_scheduler="other") as service,
+    ):
         upload(service, arguments.pairs)
         started = time.monotonic()
         job = service.wait_until_ended(service.submit(job_body("undisturbed", max_epochs=arguments.epochs)))

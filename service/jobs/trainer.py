@@ -65,8 +65,14 @@ class Watch:
 
 
 def lower_priority(settings: Settings) -> None:
-    """Only ever lower: a service that runs at nice 15 does not get a trainer at nice 10."""
+    """Only ever lower: a service that runs at nice 15 does not get a trainer at nice 10.
+
+    Nice alone still lets training end its time slice before a request that has just come in; the idle class does not.
+    """
     os.setpriority(os.PRIO_PROCESS, 0, max(settings.training_nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    policy = getattr(os, f"SCHED_{settings.training_scheduler.upper()}", None)  # Linux's
+    if policy is not None and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def main() -> None:

@@ -13,12 +13,15 @@ from benchmarks.kills import Killer, job_body, upload
 from benchmarks.service_process import ServiceProcess, wait_for
 
 TINY = Path(__file__).parents[1] / "data" / "tiny.en-fr.tsv"
-SETTINGS = {"training_nice": 0, "precision": "fp32", "num_threads": 1}
+SETTINGS: dict[str, Any] = {"training_nice": 0, "training_scheduler": "other", "precision": "fp32", "num_threads": 1}
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with ServiceProcess(tmp_path_factory.mktemp("service"), **SETTINGS) as service:
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    settings = dict(SETTINGS)
+    if request.param == "postgresql":
+        settings["jobs_database"] = request.getfixturevalue("postgresql_url")
+    with ServiceProcess(tmp_path_factory.mktemp("service"), **settings) as service:
         upload(service, TINY)
         yield service
 
