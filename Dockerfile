@@ -11,7 +11,7 @@ COPY service service
 RUN /opt/recurra/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /app recurra
+RUN useradd --system --uid 10001 --home-dir /app recurra && install -d -o recurra /data
 COPY --from=build /opt/recurra /opt/recurra
 WORKDIR /app
 COPY checkpoints checkpoints
@@ -19,7 +19,9 @@ ENV PATH=/opt/recurra/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RECURRA_HOST=0.0.0.0 \
     RECURRA_PORT=8000 \
-    RECURRA_CHECKPOINTS=/app/checkpoints
+    RECURRA_CHECKPOINTS=/app/checkpoints \
+    RECURRA_DATA=/data
+VOLUME /data
 USER recurra
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.datasets.store import Dataset
 
@@ -78,7 +78,58 @@ class DatasetSummary(BaseModel):
         )
 
 
+def _example_side(name: str, lengths: list[list[int]], tokens: list[tuple[str, int]]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "num_tokens": 6,
+        "num_types": 5,
+        "num_once": 4,
+        "mean_length": 3.0,
+        "median_length": 2,
+        "p95_length": 4,
+        "p99_length": 4,
+        "max_length": 4,
+        "length_counts": lengths,
+        "rank_frequencies": [[1, 2], [2, 1], [5, 1]],
+        "top_tokens": tokens,
+    }
+
+
+EXAMPLE: dict[str, Any] = {
+    "name": "small",
+    "source": "en",
+    "target": "fr",
+    "num_pairs": 2,
+    "num_bytes": 34,
+    "sha256": "9ba2be65002bfb306179a1e236519c4a47c2a074b760b8a1258cfe6aa363d30e",
+    "created_at": 1795603150.01,
+    "same_content_as": [],
+    "report": {
+        "format": "tsv",
+        "num_read": 5,
+        "num_kept": 2,
+        "dropped": {"empty": 1, "too_long": 0, "ratio": 1, "duplicate": 1},
+        "examples": {
+            "empty": [["", ""]],
+            "too_long": [],
+            "ratio": [["x", "a b c d e"]],
+            "duplicate": [["Go.", "Va !"]],
+        },
+        "rules": {"max_words": 100, "max_ratio": 4},
+        "languages": {"source": {"language": "en", "share": 1.0}, "target": {"language": "fr", "share": 1.0}},
+        "warnings": [],
+        "statistics": {
+            "num_pairs": 2,
+            "src": _example_side("en", [[2, 1], [4, 1]], [(".", 2), ("am", 1)]),
+            "tgt": _example_side("fr", [[2, 1], [3, 1]], [("!", 1), (".", 1)]),
+        },
+    },
+}
+
+
 class DatasetAnswer(DatasetSummary):
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
     same_content_as: list[str] = Field(description="other names of the same pairs, which lie on the disk once")
     report: ReportAnswer
 

@@ -55,10 +55,16 @@ def normalize(text: str) -> str:
 
 def normalize_all(texts: Sequence[str]) -> list[str]:
     """`normalize` of each text, four times as fast: what few texts need is looked for in all of them at once."""
-    joined = "\n".join(texts)
-    if _INVISIBLE.search(joined) or _SURROGATE.search(joined) or not unicodedata.is_normalized("NFC", joined):
-        return [normalize(text) for text in texts]
-    return [" ".join(text.split()) for text in texts]
+    if has_normal_characters(" ".join(texts)):
+        return [" ".join(text.split()) for text in texts]
+    return [normalize(text) for text in texts]
+
+
+def has_normal_characters(text: str) -> bool:
+    """Whether `normalize` would at most change spaces."""
+    if not text.isprintable() and (_INVISIBLE.search(text) or _SURROGATE.search(text)):  # ten times as fast where it is
+        return False
+    return unicodedata.is_normalized("NFC", text)
 
 
 def _lines_of(path: Path) -> Iterator[str]:

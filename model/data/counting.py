@@ -6,7 +6,7 @@ Knows tokens only; what is shown of the counts is in `model.data.statistics`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
 from pathlib import Path
 
@@ -22,14 +22,18 @@ class TokenCounter:
     tokens some are added up and the others left for a second pass, and so on.
     """
 
-    def __init__(self, folder: Path | None = None, *, max_types: int = 30_000) -> None:
+    def __init__(self, folder: Path | None = None, *, max_types: int = 50_000) -> None:
         self._folder = folder
         self._max_types = max_types
         self._counts: Counter[str] = Counter()
         self._is_spilled = False
 
-    def add(self, sentence: Sequence[str]) -> None:
-        self._counts.update(sentence)
+    def add(self, tokens: Iterable[str]) -> None:
+        """Some tokens: so few that they may all be new."""
+        tokens = list(tokens)
+        if max(map(len, tokens), default=0) > MAX_TOKEN_CHARS:
+            tokens = [token[:MAX_TOKEN_CHARS] for token in tokens]
+        self._counts.update(tokens)
         if self._folder is not None and len(self._counts) > self._max_types:
             self._spill(self._folder)
 

@@ -9,11 +9,12 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.data.corpus import Pair, normalize_all
-from model.data.counting import MAX_TOKEN_CHARS, TokenCounter, frequency_at, summarize
+from model.data.corpus import Pair, has_normal_characters, normalize
+from model.data.counting import TokenCounter, frequency_at, summarize
 from model.data.tokenizer import WordTokenizer
 from model.errors import DataError
 from model.files import write_atomically, write_json
@@ -36,7 +37,9 @@ def course_words(text: str) -> list[str]:
 
 def course_words_all(texts: Sequence[str]) -> list[list[str]]:
     """`course_words` of each text, faster: all at once, and a space too many is lost when the words are cut."""
-    joined = "\n".join(normalize_all([text.lower() for text in texts]))
+    joined = "\n".join(texts).lower()
+    if joined.count("\n") >= len(texts) or not has_normal_characters(joined):
+        joined = "\n".join(normalize(text.lower()) for text in texts)
     for mark in ",.!?":
         joined = joined.replace(mark, " " + mark)
     return [text.split() for text in joined.split("\n")]
@@ -165,10 +168,7 @@ class SideCounter:
 
     def add(self, sentences: Sequence[Sequence[str]]) -> None:
         self._lengths.update(map(len, sentences))
-        for sentence in sentences:
-            if max(map(len, sentence), default=0) > MAX_TOKEN_CHARS:
-                sentence = [token[:MAX_TOKEN_CHARS] for token in sentence]
-            self._tokens.add(sentence)
+        self._tokens.add(chain.from_iterable(sentences))
 
     def statistics(self) -> SideStatistics:
         """What was counted; to be called once, when all is counted."""

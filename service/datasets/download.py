@@ -65,7 +65,7 @@ class Downloaded:
 
 
 def corpus_named(name: str, *, url: str = "") -> Corpus:
-    """Raises InvalidValue for a name that is not `tatoeba-en-XX` or `tatoeba-XX-en`, or a language that is not there."""
+    """Raises InvalidValue for a name that is not `tatoeba-en-XX` or `tatoeba-XX-en`, or an unknown language."""
     found = _NAME.fullmatch(name)
     other = (found["other"] or found["first"]) if found else ""
     if not found or other == "en" or (not url and other not in LANGUAGES):

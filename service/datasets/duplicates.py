@@ -17,7 +17,7 @@ class DuplicateFinder:
     """Notes a hash and a number for each line; at the end says which numbers are repetitions.
 
     The notes lie in files by their hash, so that equal lines meet in one file, which is small. Where one still has too
-    many different hashes, some are dealt with and the others left for a second pass, and so on. In memory is a bit a line.
+    many different hashes, some are dealt with and the others left for a second pass, and so on. A bit a line is held.
     """
 
     def __init__(self, folder: Path) -> None:

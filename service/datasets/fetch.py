@@ -20,7 +20,6 @@ from model.files import sha256_of, write_json
 _NUM_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 1.0
 _TIMEOUT_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 16
 _HEADERS = {"User-Agent": "recurra", "Accept-Encoding": "identity"}  # else the bytes that come are not the file's
 _WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
 
@@ -58,10 +57,13 @@ def fetch(
         DownloadError: another process fetches this file, the server refuses or breaks off time and again, or the
             checksum is wrong.
     """
-    with _locked(path.with_name(f"{path.name}.part")) as part:
+    with (
+        _locked(path.with_name(f"{path.name}.part")) as part,
+        httpx.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS) as client,
+    ):
         for attempt in range(1, _NUM_ATTEMPTS + 1):
             try:
-                _continue(url, part, on_progress or (lambda *_: None))
+                _continue(client, url, part, on_progress or (lambda *_: None))
                 break
             except (_TryAgain, httpx.TransportError) as exc:
                 if attempt == _NUM_ATTEMPTS:
@@ -83,18 +85,20 @@ def _locked(part: Path) -> Iterator[Path]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise DownloadError(f"{part}: another process is fetching this file") from exc
-        yield part
-    # An empty one would look like a broken-off download.
-    if part.exists() and part.stat().st_size == 0:
-        part.unlink()
+        try:
+            yield part
+        finally:
+            if part.exists() and part.stat().st_size == 0:  # nothing to go on with
+                part.unlink()
+                _mark_path(part).unlink(missing_ok=True)
 
 
-def _continue(url: str, part: Path, on_progress: Progress) -> None:
-    """One request for what is missing. Raises DownloadError, or _TryAgain or a transport error where a retry may help."""
+def _continue(client: httpx.Client, url: str, part: Path, on_progress: Progress) -> None:
+    """One request for what is missing. Raises DownloadError; _TryAgain or a transport error where a retry may help."""
     num_bytes = part.stat().st_size
     mark = _mark_of(part, url) if num_bytes else ""
     headers = {**_HEADERS, "Range": f"bytes={num_bytes}-", "If-Range": mark} if mark else _HEADERS
-    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_SECONDS) as response:
+    with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
         if status == 416:  # all of it is here, or more than there is
             part.write_bytes(b"")
@@ -116,7 +120,7 @@ def _continue(url: str, part: Path, on_progress: Progress) -> None:
 def _receive(response: httpx.Response, out: BinaryIO, start: int, total: int | None, on_progress: Progress) -> None:
     num_bytes = start
     on_progress(num_bytes, total)
-    for piece in response.iter_raw(_CHUNK_BYTES):
+    for piece in response.iter_raw():  # as it comes: what is gathered to a larger piece is lost when it breaks off
         out.write(piece)
         num_bytes += len(piece)
         on_progress(num_bytes, total)

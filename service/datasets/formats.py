@@ -1,4 +1,4 @@
-"""The bytes of an uploaded file, unpacked within limits, and the sentence pairs in it. The content decides what it is."""
+"""The bytes of an uploaded file, unpacked within limits, and the pairs in it. The content decides what it is."""
 
 from __future__ import annotations
 

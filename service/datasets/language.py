@@ -14,7 +14,7 @@ _SAME = {"nb": "no", "nn": "no", "cmn": "zh", "zh-hant": "zh", "iw": "he", "jw":
 
 
 def guess(texts: Sequence[str]) -> dict[str, Any]:
-    """`language`, the code that most groups of texts were guessed to be, None without any; `share`, how many of them."""
+    """`language`, the code that most groups of texts were guessed to be, or None; `share`, how many of them."""
     votes: Counter[str] = Counter()
     for start in range(0, len(texts), _TEXTS_PER_VOTE):
         votes[_language_of(" ".join(texts[start : start + _TEXTS_PER_VOTE]))] += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from python_multipart.multipart import parse_options_header
 
-from service.datasets.errors import UnsupportedForm, error_from_json
+from service.datasets.errors import BrokenForm, UnsupportedForm, error_from_json
 from service.datasets.store import Dataset, DatasetStore
 from service.errors import ClientGone, TooManyUploads
 from service.logs import EventLog
@@ -27,10 +27,13 @@ log = EventLog("datasets")
 class UploadReceiver:
     """Receives a few uploads at once; the others are refused, before they are read."""
 
-    def __init__(self, store: DatasetStore, *, max_unpacked_bytes: int, max_uploads: int) -> None:
+    def __init__(
+        self, store: DatasetStore, *, max_unpacked_bytes: int, max_uploads: int, idle_seconds: float = 60.0
+    ) -> None:
         self._store = store
         self._max_unpacked_bytes = max_unpacked_bytes
         self._max_uploads = max_uploads
+        self._idle_seconds = idle_seconds  # a caller that sends nothing for so long gives up its place
         self._num_uploads = 0
 
     async def receive(
@@ -73,9 +76,10 @@ class UploadReceiver:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for the server, which lets its requests finish
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
         )
-        feeding = asyncio.ensure_future(_feed(process, body))
+        feeding = asyncio.ensure_future(_feed(process, body, self._idle_seconds))
         try:
             return await _result_of(process, feeding, hang_up)
         finally:
@@ -88,14 +92,23 @@ class UploadReceiver:
                 await asyncio.to_thread(self._store.sweep)
 
 
-async def _feed(process: asyncio.subprocess.Process, body: AsyncIterator[bytes]) -> None:
+async def _feed(process: asyncio.subprocess.Process, body: AsyncIterator[bytes], idle_seconds: float) -> None:
     """Waits where the process is slower than the caller; ends early where the process has seen enough."""
     assert process.stdin is not None
     with suppress(BrokenPipeError, ConnectionResetError):
-        async for piece in body:
+        while piece := await _next_piece(body, idle_seconds):
             process.stdin.write(piece)
             await process.stdin.drain()
     process.stdin.close()
+
+
+async def _next_piece(body: AsyncIterator[bytes], idle_seconds: float) -> bytes:
+    """Empty at the end."""
+    try:
+        async with asyncio.timeout(idle_seconds):
+            return await anext(body, b"")
+    except TimeoutError as exc:
+        raise BrokenForm(f"nothing of the body came for {idle_seconds:g} seconds: the upload was given up") from exc
 
 
 async def _result_of(

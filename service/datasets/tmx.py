@@ -75,8 +75,8 @@ class _TmxParser:
         except expat.ExpatError as exc:
             where = f"column {exc.offset + 1}, byte {self._expat.ErrorByteIndex}"
             cause = expat.ErrorString(exc.code)
-            if cause == "no element found":
-                cause = "the file ends in the middle"
+            if is_last:
+                cause = f"the file ends in the middle ({cause})"
             raise DataError(f"this is no sound TMX: {cause} ({where})", self._path, exc.lineno) from exc
         if self._num_fed - max(self._expat.CurrentByteIndex, 0) > _MAX_HELD_BYTES + len(block):
             raise self._refusal(f"a tag or comment is longer than {_MAX_HELD_BYTES} bytes")

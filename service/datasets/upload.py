@@ -138,7 +138,7 @@ class _Upload:
         file = UploadedFile(part.name, part.stream, self.limit)
         if file.is_empty and not part.is_named_file:
             return
-        if (part.name == "pairs" and self.files) or "pairs" in self.files:
+        if self.files and "pairs" in (part.name, *self.files):
             given = ", ".join((*self.files, part.name))
             raise InvalidValue(part.name, given, "one file pairs, or two files source_file and target_file")
         self.files.append(part.name)

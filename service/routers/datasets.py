@@ -17,6 +17,46 @@ from service.schemas_datasets import FORM, DatasetAnswer, DatasetsAnswer, Datase
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
+_UNKNOWN: dict[str, Any] = {
+    "title": "There is no such dataset",
+    "code": "unknown_dataset",
+    "detail": "there is no dataset 'europarl'; there is tatoeba-en-fr",
+    "errors": [{"field": "dataset", "value": "'europarl'", "allowed": "one of tatoeba-en-fr"}],
+}
+_WRONG_NAME: dict[str, Any] = {
+    "title": "A field of the request is wrong",
+    "code": "invalid_request",
+    "detail": "name is '../x'; allowed is 1 to 64 of a-z, 0-9, dot, dash and underscore, the first a letter or digit",
+}
+_UPLOAD_EXAMPLES: dict[int, dict[str, Any]] = {
+    400: {
+        "title": "The body cannot be read",
+        "code": "invalid_body",
+        "detail": "the form ends before its last boundary: the upload was broken off",
+    },
+    413: {
+        "title": "The body is larger than the limit",
+        "code": "body_too_large",
+        "detail": "the body is larger than 4,000,000,000 bytes (RECURRA_MAX_DATASET_BYTES)",
+    },
+    415: {
+        "title": "The body's type is not supported",
+        "code": "unsupported_media_type",
+        "detail": "Content-Type is 'text/plain'; allowed is multipart/form-data with a boundary",
+    },
+    422: {
+        "title": "A file of the upload cannot be used",
+        "code": "unusable_data",
+        "detail": "pairs, line 812: there is no TAB; source TAB target was expected",
+        "errors": [{"field": "pairs", "value": "'line 812'", "allowed": "UTF-8 text: source TAB target a line, …"}],
+    },
+    503: {
+        "title": "Too many datasets are arriving",
+        "code": "too_many_uploads",
+        "detail": "2 datasets are arriving; allowed is at most 2 at once (RECURRA_MAX_UPLOADS)",
+    },
+}
+_BY_NAME = {404: _UNKNOWN, 422: _WRONG_NAME}
 _FORM_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}},
 }
@@ -29,7 +69,7 @@ _FORM_BODY: dict[str, Any] = {
     openapi_extra=_FORM_BODY,
     responses={
         200: {"model": DatasetAnswer, "description": "There is this dataset already, with the same content"},
-        **problems(400, 409, 413, 415, 422, 500, 503, 507),
+        **problems(400, 409, 413, 415, 422, 500, 503, 507, examples=_UPLOAD_EXAMPLES),
     },
 )
 async def upload_dataset(request: Request, response: Response, services: ServicesDep) -> DatasetAnswer:
@@ -56,13 +96,13 @@ async def list_datasets(services: ServicesDep) -> DatasetsAnswer:
     return DatasetsAnswer(datasets=[DatasetSummary.of(dataset) for dataset in datasets])
 
 
-@router.get("/{name}", response_model=DatasetAnswer, responses=problems(404, 422))
+@router.get("/{name}", response_model=DatasetAnswer, responses=problems(404, 422, examples=_BY_NAME))
 async def show_dataset(name: str, services: ServicesDep) -> DatasetAnswer:
     """A dataset: how many pairs were kept and dropped, histograms of lengths and frequencies."""
     return await _answer(services, await asyncio.to_thread(services.datasets.get, name))
 
 
-@router.delete("/{name}", status_code=204, response_class=Response, responses=problems(404, 422))
+@router.delete("/{name}", status_code=204, response_class=Response, responses=problems(404, 422, examples=_BY_NAME))
 async def delete_dataset(name: str, services: ServicesDep) -> None:
     """Removes a dataset. The same pairs under another name stay."""
     await asyncio.to_thread(services.datasets.delete, name)

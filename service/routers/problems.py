@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from service.schemas import ProblemAnswer
@@ -67,15 +69,18 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these statuses."""
+def problems(
+    *statuses: int, examples: Mapping[int, dict[str, Any]] = MappingProxyType({})
+) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer with these statuses; `examples` are the route's own."""
+    shown = {**_EXAMPLES, **examples}
     return {
         status: {
-            "description": _EXAMPLES[status]["title"],
+            "description": shown[status]["title"],
             "content": {
                 "application/problem+json": {
                     "schema": _schema(),
-                    "example": {"status": status, "request_id": "5f0c2d", **_EXAMPLES[status]},
+                    "example": {"status": status, "request_id": "5f0c2d", **shown[status]},
                 }
             },
         }
