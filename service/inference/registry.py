@@ -30,6 +30,7 @@ from service.inference.live import LiveModel
 from service.inference.loading import Loader as Loader
 from service.inference.loading import ModelLoader
 from service.inference.loading import load_translator as load_translator
+from service.inference.memory import give_back
 from service.inference.pointer import Switch
 from service.inference.residency import Residency
 from service.inference.served import ServedModel
@@ -249,7 +250,7 @@ class Registry:
                 make_live()
                 model.target, model.cause = target, ""
                 return
-            candidate = self._loader.make(model.name, target)
+            candidate = self._loader.make(model.name, target, is_quiet=True)
             undo.callback(self._retire, candidate)
             self._residency.enter(candidate, self._loader.expected_bytes(target))
             try:
@@ -282,6 +283,7 @@ class Registry:
 
         def retire() -> None:
             served.retire()
+            give_back()
             self._residency.leave(served)
 
         threading.Thread(target=retire, name=f"retire-{served.name}", daemon=True).start()
@@ -314,7 +316,7 @@ class Registry:
         target = model.target
         if target is None:
             raise NoModel(f"no version of {model.name} is live", retry_after_seconds=30)
-        served = self._loader.make(model.name, target)
+        served = self._loader.make(model.name, target, is_quiet=self._has_loaded)
         num_bytes = self._loader.expected_bytes(target)
         if not self._residency.admit(served, num_bytes, timeout_seconds=self._settings.model_wait_seconds):
             raise ModelLoading(
