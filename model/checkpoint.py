@@ -222,6 +222,7 @@ def _matched(weights: dict[str, Tensor], model: ModelConfig, path: Path) -> dict
         wanted = Seq2Seq(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     matched: dict[str, Tensor] = {}
+    as_float: dict[str, Tensor] = {}  # one tensor for all names of a shared one
     for name, tensor in wanted.items():
         stored = first_names.setdefault(id(tensor), name)
         if stored not in weights:
@@ -229,7 +230,7 @@ def _matched(weights: dict[str, Tensor], model: ModelConfig, path: Path) -> dict
         if weights[stored].shape != tensor.shape:
             shapes = f"{list(weights[stored].shape)} instead of {list(tensor.shape)}"
             raise CheckpointError(path, f"has {stored} of shape {shapes}")
-        matched[name] = weights[stored].float()
+        matched[name] = as_float.setdefault(stored, weights[stored].float())
     if extra := sorted(set(weights) - set(first_names.values())):
         raise CheckpointError(path, f"has tensors that this network has no place for: {', '.join(extra[:3])}")
     return matched
