@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.data.vocab import EOS_ID
 from service.app import create_app
 from service.settings import Settings
 
@@ -60,13 +61,15 @@ def test_a_damaged_checkpoint_shows_no_path_of_this_machine(
 
 
 @pytest.fixture
-def changed(models_folder: Path, tmp_path: Path) -> Callable[[float], Path]:
-    """`changed(1.01)`: a checkpoint with the trained model's weights times so much."""
+def changed(models_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`changed(1.01)`: a checkpoint with the trained model's weights times so much; talkative, it never ends early."""
 
-    def changing(factor: float) -> Path:
+    def changing(factor: float, *, is_talkative: bool = False) -> Path:
         checkpoint = load_checkpoint(models_folder / "en-fr")
         tensors = {id(tensor): tensor * factor for tensor in checkpoint.weights.values()}
         weights = {name: tensors[id(tensor)] for name, tensor in checkpoint.weights.items()}
+        if is_talkative:
+            weights["decoder.output.bias"][EOS_ID] -= 100
         return save_checkpoint(replace(checkpoint, weights=weights), tmp_path / f"times {factor}")
 
     return changing
@@ -185,18 +188,18 @@ def test_a_version_that_is_no_better_is_compared_and_not_promoted(served: Any, o
 
 
 def test_a_version_that_is_better_is_promoted_with_the_numbers_that_say_so(
-    served: Any, changed: Callable[[float], Path], pairs: Any
+    served: Any, changed: Callable[..., Path], pairs: Any
 ) -> None:
-    """Live is a model whose weights are noise by comparison; the test set is what the trained one answers."""
-    registry = served.services.registry
-    good = served.get("/models/en-fr").json()["live"]
-    poor = registry.store.publish("en-fr", changed(-1.0), lineage={})
+    """The test set is what the better one answers."""
+    store = served.services.registry.store
+    good = store.publish("en-fr", changed(1.5, is_talkative=True), lineage={})
+    served.post("/models/en-fr/promote", {"version": good})
     sources = [pair.src for pair in pairs[:40]]
     references = [t["text"] for t in served.post("/translate", {"text": sources, "k": 1}).json()["translations"]]
-    served.post("/models/en-fr/promote", {"version": poor})
+    served.post("/models/en-fr/rollback")
     test_set = {"sources": sources, "references": references, "k": 1}
     answer = served.post("/models/en-fr/promote", {"version": good, "if_better": test_set}).json()
-    assert answer["is_promoted"] is True, (answer, references)
+    assert answer["is_promoted"] is True
     assert answer["comparison"]["bleu_candidate"] == pytest.approx(100.0)
     assert answer["comparison"]["p_value"] < 0.05
     assert served.get("/models/en-fr").json()["live"] == good
