@@ -99,6 +99,18 @@ def verify(
 
 
 @app.command()
+def add(
+    model: Annotated[str, typer.Argument(help="Name of a model; made if new.")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint: what `train` wrote, or what `export` copied out.")],
+    checkpoints: options.CheckpointsOption = None,
+) -> None:
+    """Copy a checkpoint in as a new version, and print it. It does not go live."""
+    from service.inference.versions import lineage_of
+
+    typer.echo(options.version_store(checkpoints).publish(model, folder, lineage=lineage_of(folder)))
+
+
+@app.command()
 def promote(
     model: ModelArgument,
     version: VersionArgument,
