@@ -144,7 +144,8 @@ def test_only_versions_of_one_shape_are_averaged(recurra: Recurra, store: Versio
         recurra("average", "en-fr", plain, plain)
     checkpoint = load_checkpoint(store.root / "en-fr")
     config = replace(checkpoint.model, reverse_source=not checkpoint.model.reverse_source)
-    weights = {name: tensor + 1e-3 for name, tensor in checkpoint.build().state_dict().items()}
+    tensors = {id(tensor): tensor * 2 for tensor in checkpoint.weights.values()}
+    weights = {name: tensors[id(tensor)] for name, tensor in checkpoint.weights.items()}
     folder = save_checkpoint(replace(checkpoint, model=config, weights=weights), store.root.parent / "reversed")
     with pytest.raises(InvalidValue, match=f"network of {plain}"):
         recurra("average", "en-fr", plain, store.publish("en-fr", folder, lineage={}))
