@@ -220,7 +220,9 @@ def main() -> None:
     try:
         answer = asdict(compare_versions(**job))
     except CheckpointError as exc:
-        folder = next(f for f in (job["live"], job["candidate"]) if exc.path.is_relative_to(f))
+        folder = next(
+            f for f in (job["candidate"], job["live"]) if exc.path.is_relative_to(f)
+        )  # may be in the live one
         answer = {"refused": folder, "cause": f"{exc.path.name} {exc.cause}"}
     json.dump(answer, sys.stdout)
 

@@ -31,6 +31,7 @@ class LiveModel:
         served: the version that new requests get; None while none is in memory.
         target: the version on disk that is to be served, or was refused; None where none is live.
         cause: why the target could not be loaded.
+        pointer_cause: why it is not known which version is live.
         languages: source and target code; None while they are not known.
         last_used: when a request began or ended, seconds, monotonic.
         switching: held by whoever loads or replaces what is served.
@@ -54,6 +55,7 @@ class LiveModel:
         self.served: ServedModel | None = None
         self.target: Target | None = None
         self.cause = ""
+        self.pointer_cause = ""
         self.languages: tuple[str, str] | None = None
         self.last_used = 0.0
         self.switching = threading.Lock()
@@ -76,7 +78,7 @@ class LiveModel:
             return served.engine.state
         if arrival is not None and not arrival.done():
             return "loading"
-        if self.cause:
+        if self.cause or self.pointer_cause:
             return "failed"
         return "not_live" if self.target is None else "unloaded"
 
@@ -89,6 +91,12 @@ class LiveModel:
             return translator.version
         return None if self.target is None else self.target.version or None
 
+    @property
+    def trouble(self) -> str:
+        """What stands in the way of the live version; empty where nothing does."""
+        served = self.served
+        return self.pointer_cause or self.cause or ("" if served is None else served.engine.cause)
+
     def facts(self) -> dict[str, Any]:
         """What is known of the model without asking its network: never a path of this machine."""
         served, target = self.served, self.target
@@ -98,8 +106,8 @@ class LiveModel:
         elif target is not None:
             facts |= _facts_on_disk(target)
         facts |= {"state": self.state}
-        if self.cause:
-            facts["cause"] = self.cause
+        if self.trouble:
+            facts["cause"] = self.trouble
         return facts
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -142,12 +150,12 @@ class LiveModel:
     async def _be_loaded(self) -> None:
         if self.is_closed:
             raise Draining("the server is shutting down")
+        if self.trouble:
+            raise ModelFailed(f"the model {self.name} could not be loaded: {self.trouble}", retry_after_seconds=30)
         if self.target is None:
             raise NoModel(
                 f"no version of {self.name} is live; POST /models/{self.name}/promote", retry_after_seconds=30
             )
-        if self.cause:
-            raise ModelFailed(f"the model {self.name} could not be loaded: {self.cause}", retry_after_seconds=30)
         loading = ModelLoading(f"the model {self.name} is being loaded; GET /health/ready tells when it is ready")
         if not self._wait_seconds:
             raise loading

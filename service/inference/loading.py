@@ -6,12 +6,17 @@ fastest here, and the memory that it takes. So a promotion costs no measurement 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from service.inference.memory import tensor_bytes
 from service.inference.served import ServedModel
 from service.inference.versions import CONFIG_FILE, WEIGHTS_FILE, Target
 from service.metrics import Metrics
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 # Memory of a loaded model by its file of weights, until one of its shape was measured: the shipped one takes 6 times
 # as much as int8, 8 times as fp32, most of it tables that spare the decoder products.
 _BYTES_BY_FILE = 8
+_NICENESS = 10
 
 
 class Loader(Protocol):
@@ -54,12 +60,16 @@ class ModelLoader:
         self._precisions: dict[str, str] = {}  # by the network's shape
         self._num_bytes: dict[str, int] = {}
 
-    def make(self, name: str, target: Target) -> ServedModel:
-        """A model whose engine is not started yet; its thread loads it."""
+    def make(self, name: str, target: Target, *, is_quiet: bool) -> ServedModel:
+        """A model whose engine is not started yet; its thread loads it.
+
+        Args:
+            is_quiet: others are answering requests, which loading is to leave the cores to.
+        """
         return ServedModel(
             name,
             target.folder,
-            self._work(target.folder),
+            self._work(target.folder, is_quiet),
             max_rows=self._settings.max_rows,
             max_queued_segments=self._settings.max_queued_segments,
             metrics=self._metrics,
@@ -73,20 +83,24 @@ class ModelLoader:
 
     def measured_bytes(self, served: ServedModel) -> int:
         """Memory that a loaded model takes."""
-        num_bytes = _tensor_bytes(served.translator)
+        num_bytes = tensor_bytes(served.translator)
         self._num_bytes[_shape_of(served.path)] = num_bytes
         return num_bytes
 
-    def _work(self, folder: Path) -> Callable[[], Translator]:
+    def _work(self, folder: Path, is_quiet: bool) -> Callable[[], Translator]:
         settings = self._settings
 
         def load() -> Translator:
             with self._loading:
                 shape = _shape_of(folder)
                 precision = self._precisions.get(shape, settings.precision)
-                translator = self._load(
-                    folder, device=settings.device, precision=precision, num_threads=settings.num_threads
-                )
+
+                def read() -> Translator:
+                    return self._load(
+                        folder, device=settings.device, precision=precision, num_threads=settings.num_threads
+                    )
+
+                translator = _at_low_priority(read) if is_quiet else read()
                 translator.warm_up()
                 if shape:
                     self._precisions[shape] = translator.precision
@@ -95,32 +109,26 @@ class ModelLoader:
         return load
 
 
+def _at_low_priority(work: Callable[[], Translator]) -> Translator:
+    """Runs it in a thread that leaves the cores to others: one that lowered its priority may not raise it again."""
+    done: Future[Translator] = Future()
+
+    def run() -> None:
+        if sys.platform == "linux":  # elsewhere priorities belong to processes
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            done.set_result(work())
+        except Exception as exc:  # raised again by whoever waits
+            done.set_exception(exc)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return done.result()
+
+
 def _shape_of(folder: Path) -> str:
     """The network's configuration; empty where it cannot be read, which loading will complain about."""
     try:
         return json.dumps(json.loads((folder / CONFIG_FILE).read_bytes())["model"], sort_keys=True)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
-
-
-def _tensor_bytes(root: Any) -> int:
-    """Memory of all tensors that can be reached from an object through attributes, lists, tuples and dicts."""
-    import torch
-
-    seen: set[int] = set()
-    num_bytes = 0
-    found: list[Any] = [root]
-    while found:
-        value = found.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            num_bytes += value.numel() * value.element_size()
-        elif isinstance(value, dict):
-            found.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            found.extend(value)
-        elif hasattr(value, "__dict__") and not isinstance(value, type):
-            found.extend(vars(value).values())
-    return num_bytes

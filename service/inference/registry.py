@@ -17,7 +17,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from model.errors import InvalidValue, RecurraError
+from model.errors import CheckpointError, InvalidValue, RecurraError
 from service.errors import (
     Draining,
     ModelFailed,
@@ -30,6 +30,7 @@ from service.inference.live import LiveModel
 from service.inference.loading import Loader as Loader
 from service.inference.loading import ModelLoader
 from service.inference.loading import load_translator as load_translator
+from service.inference.memory import give_back
 from service.inference.pointer import Switch
 from service.inference.residency import Residency
 from service.inference.served import ServedModel
@@ -134,6 +135,10 @@ class Registry:
             return [self._models[name] for name in sorted(self._models)]
 
     @property
+    def _is_serving(self) -> bool:
+        return any(model.served is not None for model in self.models)
+
+    @property
     def num_waiting(self) -> int:
         return sum(served.engine.num_waiting for served in self._residency.all_served)
 
@@ -144,7 +149,7 @@ class Registry:
     def readiness(self) -> Readiness:
         """Ready is: what is loaded at the start has been, one is served or can be loaded, no shutdown has begun."""
         states = {model.name: model.state for model in self.models}
-        models = {m.name: f"failed: {m.cause}" if m.state == "failed" else str(m.state) for m in self.models}
+        models = {m.name: f"failed: {m.trouble}" if m.state == "failed" else str(m.state) for m in self.models}
         loading = [name for name, state in states.items() if state == "loading"]
         self._has_loaded = self._has_loaded or (self._has_started.is_set() and not loading)
         if self._is_draining.is_set():
@@ -154,7 +159,7 @@ class Registry:
         elif not self._has_loaded:
             reason = f"loading {', '.join(loading)}"
         elif not {"ready", "unloaded"} & set(states.values()):
-            reason = "; ".join(f"{m.name}: {m.cause or m.state}" for m in self.models)
+            reason = "; ".join(f"{m.name}: {m.trouble or m.state}" for m in self.models)
         else:
             return Readiness(is_ready=True, reason="", models=models)
         return Readiness(is_ready=False, reason=reason, models=models)
@@ -223,33 +228,42 @@ class Registry:
         """Takes note of what is live on disk, and switches to it; whether there is something new to be loaded."""
         try:
             target = self.store.target(model.name)
-        except RecurraError as exc:  # a damaged pointer: what is served goes on
-            model.cause = str(exc)
+        except CheckpointError as exc:  # a damaged pointer: what is served goes on
+            model.pointer_cause = f"{exc.path.name}: {exc.cause}"
             return False
+        model.pointer_cause = ""
         if target == model.target:
             return False
         if model.served is None:
             model.aim(target)
             return target is not None
-        if target is not None:
-            self._follow(model, target)
+        self._follow(model)
         return False
 
-    def _follow(self, model: LiveModel, target: Target) -> None:
-        try:
-            self._switch(model, target, lambda: None)
-            log.info("model_followed", model=model.name, version=target.version)
-        except RecurraError as exc:  # the old one goes on; the next look does not try this one again
-            model.target, model.cause = target, str(exc)
+    def _follow(self, model: LiveModel) -> None:
+        with model.switching:
+            # Read anew: what was read before the lock may be what a promotion here has just replaced.
+            target = self.store.target(model.name)
+            if target is None or target == model.target:
+                return
+            try:
+                self._replace(model, target, lambda: None)
+                log.info("model_followed", model=model.name, version=target.version)
+            except RecurraError as exc:  # the old one goes on; the next look does not try this one again
+                model.target, model.cause = target, str(exc)
 
     def _switch(self, model: LiveModel, target: Target, make_live: Callable[[], object]) -> None:
+        with model.switching:
+            self._replace(model, target, make_live)
+
+    def _replace(self, model: LiveModel, target: Target, make_live: Callable[[], object]) -> None:
         """Loads a version, lets `make_live` write that down, puts it into service; or raises and changes nothing."""
-        with model.switching, ExitStack() as undo:
-            if model.served is not None and model.version == target.version and model.state == "ready":
-                make_live()
-                model.target, model.cause = target, ""
-                return
-            candidate = self._loader.make(model.name, target)
+        if model.served is not None and model.version == target.version and model.state == "ready":
+            make_live()
+            model.target, model.cause = target, ""
+            return
+        candidate = self._loader.make(model.name, target, is_quiet=self._is_serving)
+        with ExitStack() as undo:
             undo.callback(self._retire, candidate)
             self._residency.enter(candidate, self._loader.expected_bytes(target))
             try:
@@ -258,7 +272,7 @@ class Registry:
                 raise VersionRefused(model.name, target.version, candidate.engine.cause) from exc
             make_live()
             undo.pop_all()
-            self._install(model, candidate, target)
+        self._install(model, candidate, target)
 
     def _load(self, served: ServedModel) -> None:
         """Raises ModelFailed, Draining."""
@@ -282,6 +296,7 @@ class Registry:
 
         def retire() -> None:
             served.retire()
+            give_back()
             self._residency.leave(served)
 
         threading.Thread(target=retire, name=f"retire-{served.name}", daemon=True).start()
@@ -311,10 +326,11 @@ class Registry:
             arrival.set_exception(exc)
 
     def _load_within_budget(self, model: LiveModel) -> None:
+        model.aim(self.store.target(model.name))  # not what the last look at the disk saw
         target = model.target
         if target is None:
             raise NoModel(f"no version of {model.name} is live", retry_after_seconds=30)
-        served = self._loader.make(model.name, target)
+        served = self._loader.make(model.name, target, is_quiet=self._is_serving)
         num_bytes = self._loader.expected_bytes(target)
         if not self._residency.admit(served, num_bytes, timeout_seconds=self._settings.model_wait_seconds):
             raise ModelLoading(

@@ -341,9 +341,7 @@ def _target(version: str, folder: Path) -> Target:
 
 
 def _info(folder: Path, version: str, is_live: bool) -> VersionInfo:
-    lineage = _read_object(folder / LINEAGE_FILE) or _lineage_of(_read_object(folder / "metrics.json"))
-    lineage.pop("format_version", None)
-    published_at = lineage.pop("published_at", None) or _time_of(folder / CONFIG_FILE)
+    published_at = _read_object(folder / LINEAGE_FILE).get("published_at") or _time_of(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
     return VersionInfo(
         version=version,
@@ -351,12 +349,16 @@ def _info(folder: Path, version: str, is_live: bool) -> VersionInfo:
         is_live=is_live,
         published_at=float(published_at),
         num_bytes=weights.stat().st_size if weights.is_file() else 0,
-        lineage=lineage,
+        lineage=lineage_of(folder),
     )
 
 
-def _lineage_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a plain checkpoint says of its own descent."""
+def lineage_of(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint comes from: its lineage.json, or what training wrote down."""
+    lineage = _read_object(folder / LINEAGE_FILE)
+    if lineage:
+        return {name: value for name, value in lineage.items() if name not in ("format_version", "published_at")}
+    metrics = _read_object(folder / "metrics.json")
     names = {"data_sha256": "dataset_sha256", "seed": "seed", "parent": "parent", "preset": "preset", "test": "scores"}
     return {name: metrics[key] for key, name in names.items() if metrics.get(key) is not None}
 
