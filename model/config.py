@@ -336,6 +336,20 @@ class Preset:
         )
 
 
+_COURSE_TOKENIZER = TokenizerConfig(kind="word", min_frequency=2, shared=False)
+_COURSE_TRAINING = TrainingConfig(
+    max_epochs=30,
+    batch_tokens=1024,
+    learning_rate=0.005,
+    warmup_steps=0,
+    schedule="constant",
+    weight_decay=0.0,
+    beta2=0.999,
+    label_smoothing=0.0,
+    embedding_dropout=0.0,
+    readout_dropout=0.0,
+)
+
 PRESETS: dict[str, Preset] = {
     "cho2014": Preset(
         follows="Cho et al. 2014, 'Learning Phrase Representations using RNN Encoder-Decoder': GRU, one layer of 1000 "
@@ -451,6 +465,47 @@ PRESETS: dict[str, Preset] = {
             readout_dim=512,
             tie_embeddings="output",
         ),
+    ),
+    "d2l": Preset(
+        follows="Dive into Deep Learning, section 10.7 (Zhang et al.): words as tokens, GRU encoder and decoder of two "
+        "layers, the encoder's last state starts the decoder and enters every one of its inputs; Adam at 0.005, "
+        "gradients clipped to 1.",
+        departs="a tanh readout in front of the output layer; batches by tokens and no truncation; dropout with one "
+        "mask a sentence.",
+        model=ModelConfig(
+            cell="gru",
+            embedding_dim=256,
+            encoder_dim=256,
+            decoder_dim=256,
+            encoder_layers=2,
+            decoder_layers=2,
+            bidirectional_layers=0,
+            attention="none",
+            context_input=True,
+            tie_embeddings="none",
+        ),
+        tokenizer=_COURSE_TOKENIZER,
+        training=_COURSE_TRAINING,
+    ),
+    "d2l-attention": Preset(
+        follows="Dive into Deep Learning, section 11.4 (Zhang et al.): as `d2l`, and additive attention asked with the "
+        "previous state in the place of the one context.",
+        departs="as `d2l`.",
+        model=ModelConfig(
+            cell="gru",
+            embedding_dim=256,
+            encoder_dim=256,
+            decoder_dim=256,
+            encoder_layers=2,
+            decoder_layers=2,
+            bidirectional_layers=0,
+            attention="additive",
+            attention_dim=256,
+            attention_query="previous",
+            tie_embeddings="none",
+        ),
+        tokenizer=_COURSE_TOKENIZER,
+        training=_COURSE_TRAINING,
     ),
     "small": Preset(
         follows="our own, for speed: one bidirectional GRU layer of 256, one GRU decoder layer of 256, general "

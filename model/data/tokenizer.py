@@ -14,11 +14,13 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import ClassVar, Protocol
 
 import sentencepiece
 
 from model.data.corpus import normalize
+from model.data.sampling import SubwordSampler
 from model.data.vocab import BOS_ID, EOS_ID, PAD_ID, SPECIALS, UNK_ID, Vocabulary
 from model.errors import DataError, InvalidValue
 from model.files import write_atomically
@@ -63,14 +65,18 @@ class Tokenizer(Protocol):
         """Writes the tokenizer as one file, whole or not at all, and returns its path."""
 
 
-def seed_sampling(seed: int) -> None:
-    """Starts the random draws of `encode_sampled` anew, so that an epoch that is run again cuts its texts alike.
+_chance = Random()
 
-    sentencepiece keeps one generator for the whole process; draws of several threads would mix.
+
+def seed_sampling(seed: int) -> None:
+    """Starts the random draws of `encode_sampled` anew, so that an epoch that is run again cuts its texts alike, in
+    another process too.
+
+    There is one generator for the whole process; draws of several threads would mix.
     """
-    if not 0 <= seed < 2**32 - 1:  # 2**32 - 1 means "do not seed" there
+    if not 0 <= seed < 2**32 - 1:
         raise InvalidValue("seed", seed, "a whole number from 0 to 2**32 - 2")
-    sentencepiece.set_random_generator_seed(seed)
+    _chance.seed(seed)
 
 
 def _check_alpha(alpha: float) -> None:
@@ -176,6 +182,7 @@ class SentencePieceTokenizer:
         except RuntimeError as exc:
             raise DataError("this is not a sentencepiece model, or it is damaged") from exc
         self._processor = sp
+        self._samplers: dict[float, SubwordSampler] = {}
         self._model_proto = model_proto
         special_ids = (sp.unk_id(), sp.pad_id(), sp.bos_id(), sp.eos_id())
         if special_ids != (UNK_ID, PAD_ID, BOS_ID, EOS_ID):
@@ -258,10 +265,10 @@ class SentencePieceTokenizer:
         normalized = [normalize(text) for text in texts]
         if sampling_alpha == 0.0:
             return list(self._processor.encode(normalized, num_threads=1))
-        # One thread: the order of the draws is part of what `seed_sampling` repeats. nbest_size -1 draws from all ways.
-        return list(
-            self._processor.encode(normalized, enable_sampling=True, alpha=sampling_alpha, nbest_size=-1, num_threads=1)
-        )
+        sampler = self._samplers.get(sampling_alpha)
+        if sampler is None:
+            sampler = self._samplers[sampling_alpha] = SubwordSampler(self._processor, sampling_alpha)
+        return [sampler.draw(self._processor.normalize(text), _chance) for text in normalized]
 
     def decode(self, ids: Sequence[int]) -> str:
         # <unk> is written " ⁇ " with its own spaces, on top of those of its neighbours.

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.network.attention import build_attention
+from model.network.attention import DotAttention, build_attention
 from model.network.dropout import Dropouts, apply_dropout, draw_mask
 from model.network.encoder import EncoderOutput
+from model.network.feeding import FeedingDecoder, Recurrence
 from model.network.recurrent import CELLS, Cell, State
 
 
@@ -166,6 +168,7 @@ class Decoder(nn.Module):
         return self._read_out(x, context, embedded)
 
     def _forward_by_steps(self, embedded: Tensor, state: State, memory: Memory) -> Tensor:
+        """One time step after the other: needed where a step's attention enters the next one's cell."""
         drop = self.dropouts
         layer_masks: list[Tensor | None] = [None] * len(self.cells)
         if self.training and drop.layer:
@@ -173,12 +176,55 @@ class Decoder(nn.Module):
             shape = (embedded.shape[0], num_steps, self.config.decoder_dim)
             layer_masks = [None, *(draw_mask(embedded, shape, drop.layer) for _ in self.cells[1:])]
         recurrent_masks = self._recurrent_masks(embedded)
+        if self._is_fed_by_hand:
+            return self._forward_by_hand(embedded, state, memory, layer_masks, recurrent_masks)
         readouts: list[Tensor] = []
         for t in range(embedded.shape[1]):
             at_t = [None if m is None else m[:, t % m.shape[1]] for m in layer_masks]
             readout, state, _ = self._advance(embedded[:, t], state, (memory,), at_t, recurrent_masks)
             readouts.append(readout)
         return torch.stack(readouts, dim=1)
+
+    @property
+    def _is_fed_by_hand(self) -> bool:
+        """Whether `FeedingDecoder` has a backward pass for this architecture."""
+        is_query_the_state = isinstance(self.attention, DotAttention)
+        return self.config.input_feeding and is_query_the_state and not self.config.layer_norm
+
+    def _forward_by_hand(
+        self,
+        embedded: Tensor,
+        state: State,
+        memory: Memory,
+        layer_masks: Sequence[Tensor | None],
+        recurrent_masks: Sequence[Tensor | None],
+    ) -> Tensor:
+        """As `_forward_by_steps`, without autograd between the steps."""
+        cells = [cast(Cell, cell) for cell in self.cells]
+        weight = cells[0].weight_ih
+        embedding_dim = embedded.shape[-1]
+        gates = F.linear(embedded.transpose(0, 1), weight[:, :embedding_dim])  # [T, B, G·H]
+        parameters = [weight[:, embedding_dim:], cells[0].weight_hh, cells[0].bias_ih, cells[0].bias_hh]
+        for cell in cells[1:]:
+            parameters.extend((cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh))
+        dtype = gates.dtype
+
+        def cast_to(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        recurrence = Recurrence(
+            cell=type(cells[0]),
+            residual=self.config.residual,
+            mask=memory.mask,
+            input_masks=[cast_to(mask) for mask in layer_masks],
+            recurrent_masks=[cast_to(mask) for mask in recurrent_masks],
+        )
+        inputs = (memory.keys, memory.values, self.readout.weight, self.readout.bias, state[-1])
+        with torch.autocast(gates.device.type, enabled=False):
+            readouts = FeedingDecoder.apply(  # type: ignore[no-untyped-call]
+                recurrence, gates, *map(cast_to, (*inputs, *parameters, *state[:-1]))
+            )
+        return cast(Tensor, readouts).transpose(0, 1)  # [B, T, F]
 
     def _recurrent_masks(self, like: Tensor) -> list[Tensor | None]:
         if not self.training or self.dropouts.recurrent == 0:

@@ -22,6 +22,10 @@ from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
 
+# The state before the first step is zero, and so is its share of the gates: its variance is this alone, and what comes
+# back through the norm is multiplied by 1 / sqrt(eps). torch's 1e-5 made that 316, and one step outweighed all others.
+_NORM_EPS = 1e-2
+
 
 class Cell(nn.Module):
     """One recurrent cell: maps an input and a state to the next state.
@@ -48,7 +52,7 @@ class Cell(nn.Module):
         self.bias_ih = nn.Parameter(torch.zeros(gates_dim))
         self.bias_hh = nn.Parameter(torch.zeros(gates_dim))
         self.norm_ih = nn.LayerNorm(gates_dim) if layer_norm else None
-        self.norm_hh = nn.LayerNorm(gates_dim) if layer_norm else None
+        self.norm_hh = nn.LayerNorm(gates_dim, eps=_NORM_EPS) if layer_norm else None
         bound = 1 / math.sqrt(hidden_dim)
         nn.init.uniform_(self.weight_ih, -bound, bound)
         for gate in self.weight_hh.data.chunk(self.num_gates):
@@ -270,16 +274,25 @@ class LSTMCell(Cell):
         dim = c.shape[-1]
         i, f, g, o = gates.split(dim, dim=-1)
         tanh_c = torch.tanh(new_c)
-        d_c = torch.addcmul(d_c, d_h * o, 1 - tanh_c * tanh_c)
+        d_c = d_c + torch.ops.aten.tanh_backward(d_h * o, tanh_c)
+        d_i = d_c * g
+        _through_sigmoid(d_h * tanh_c, o)
+        _through_tanh(d_c * i, g)
+        _through_sigmoid(d_i, i)
         d_state = d_c * f
-        d_o = (d_h * tanh_c).mul_(o * (1 - o))
-        d_f = (d_c * c).mul_(f * (1 - f))
-        d_i = (d_c * g).mul_(i * (1 - i))
-        d_g = (d_c * i).mul_(1 - g * g)
-        for gate, grad_gate in zip((i, f, g, o), (d_i, d_f, d_g, d_o), strict=True):
-            gate.copy_(grad_gate)
+        _through_sigmoid(d_c * c, f)
         grad_hh.copy_(gates)
         return torch.zeros_like(d_h), d_state
+
+
+def _through_sigmoid(grad: Tensor, y: Tensor) -> None:
+    """Overwrites y = σ(x) with the gradient of x, from that of y."""
+    torch.ops.aten.sigmoid_backward.grad_input(grad, y, grad_input=y)
+
+
+def _through_tanh(grad: Tensor, y: Tensor) -> None:
+    """Overwrites y = tanh(x) with the gradient of x, from that of y."""
+    torch.ops.aten.tanh_backward.grad_input(grad, y, grad_input=y)
 
 
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "gru": GRUCell, "lstm": LSTMCell}
@@ -305,16 +318,20 @@ class _Unroll(torch.autograd.Function):
         """gates [T, B, G·H], weight_hh [G·H, H], bias_hh [G·H], hidden_mask [B, H], state [B, H] -> [T, B, H] each."""
         num_steps, num_rows, gates_dim = gates.shape
         keep = any(ctx.needs_input_grad)
-        gates = gates.clone(memory_format=torch.contiguous_format)
-        hidden_gates = gates.new_empty(num_steps if keep else 1, num_rows, gates_dim)
+        is_sum = cell.is_additive
+        gates = gates + bias_hh if is_sum else gates.clone(memory_format=torch.contiguous_format)
+        hidden_gates = gates.new_empty(0 if is_sum else num_steps if keep else 1, num_rows, gates_dim)
         states = tuple(s.new_empty(num_steps, *s.shape) for s in state)
         weight = weight_hh.t()
         current = state
         for t in range(num_steps):
             h = current[0] if hidden_mask is None else current[0] * hidden_mask
-            share = hidden_gates[t if keep else 0]
-            torch.addmm(bias_hh, h, weight, out=share)
-            current = cell.forward_(gates[t], share, current)
+            if is_sum:
+                current = cell.activate_sum_(gates[t].addmm_(h, weight), current)
+            else:
+                share = hidden_gates[t if keep else 0]
+                torch.addmm(bias_hh, h, weight, out=share)
+                current = cell.forward_(gates[t], share, current)
             for kept, part in zip(states, current, strict=True):
                 kept[t] = part
         if keep:
@@ -329,13 +346,16 @@ class _Unroll(torch.autograd.Function):
         gates, hidden_gates, weight_hh, hidden_mask = saved[:4]
         first, states = saved[4 : 4 + ctx.num_states], saved[4 + ctx.num_states :]
         gates = gates.clone()
-        grad_hh = torch.empty_like(gates)
+        is_sum = ctx.cell.is_additive
+        grad_hh = gates if is_sum else torch.empty_like(gates)
         grad: State = tuple(torch.zeros_like(s) for s in first)
         for t in reversed(range(gates.shape[0])):
             before = first if t == 0 else tuple(s[t - 1] for s in states)
             after = tuple(s[t] for s in states)
             grad = tuple(g + given[t] for g, given in zip(grad, grads, strict=True))
-            grad = ctx.cell.backward_(grad, gates[t], hidden_gates[t], before, after, grad_hh[t])
+            grad = ctx.cell.backward_(
+                grad, gates[t], gates[t] if is_sum else hidden_gates[t], before, after, grad_hh[t]
+            )
             through_gates = grad_hh[t] @ weight_hh
             if hidden_mask is not None:
                 through_gates *= hidden_mask

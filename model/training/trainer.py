@@ -240,7 +240,9 @@ class Trainer:
                 self._train(lambda progress: None, should_stop)
 
     def _train(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
-        if not self._run_folder.has_state:
+        if self._run_folder.has_state:
+            self._tidy()  # a kill may have come between the last state and this
+        else:
             self._save_state()
         self._is_out_of_time = self._is_past_limit()
         while True:
@@ -455,8 +457,13 @@ class Trainer:
             "evaluations": self.evaluations,
         }
         self._run_folder.save_state(tensors, values)
-        self._run_folder.write_log(self.evaluations)
-        self._run_folder.keep_weights(self._best_steps())
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Log and kept weights as the saved state has them."""
+        if self.group.is_main:
+            self._run_folder.write_log(self.evaluations)
+            self._run_folder.keep_weights(self._best_steps())
 
     def _load_state(self) -> None:
         tensors, values = self._run_folder.load_state()

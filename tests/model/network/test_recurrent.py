@@ -146,6 +146,17 @@ def test_recurrent_weights_begin_orthogonal(kind: str) -> None:
         torch.testing.assert_close(gate @ gate.t(), torch.eye(H))
 
 
+@cells
+def test_layer_norm_of_the_first_states_zeros_does_not_blow_gradients_up(kind: str) -> None:
+    torch.manual_seed(0)
+    norms = {}
+    for layer_norm in (False, True):
+        cell = CELLS[kind](E, 64, layer_norm=layer_norm)
+        cell.unroll(torch.randn(B, T, E), cell.initial_state(B))[0].sum().backward()
+        norms[layer_norm] = float(cell.bias_hh.grad.norm())
+    assert norms[True] < 10 * norms[False]
+
+
 # lengths
 
 

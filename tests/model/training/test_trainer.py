@@ -18,7 +18,9 @@ from model.network.seq2seq import Seq2Seq
 from model.training import Progress, Trainer, average_weights, batch_loss, learning_rate, masked_cross_entropy
 
 
-def trainer(folder: Path, preset: Preset, pairs: list[Pair], dev: list[Example], *, resume: bool = False) -> Trainer:
+def trainer(
+    folder: Path, preset: Preset, pairs: list[Pair], dev: list[Example], *, resume: bool | None = False
+) -> Trainer:
     return Trainer(folder, preset=preset, pairs=pairs, dev=dev, src_lang="en", tgt_lang="fr", resume=resume)
 
 
@@ -89,8 +91,79 @@ def test_resume_refuses_other_data_and_other_options(
         trainer(tmp_path, tiny_preset, pairs[:-1], dev, resume=True)
     with pytest.raises(TrainingError, match="dropout"):
         trainer(tmp_path, tiny_preset.with_options({"dropout": 0.5}), pairs, dev, resume=True)
+    with pytest.raises(TrainingError, match="dev_sha256"):
+        trainer(tmp_path, tiny_preset, pairs, dev[1:], resume=True)
     with pytest.raises(TrainingError, match="no run to resume"):
         trainer(tmp_path / "nothing", tiny_preset, pairs, dev, resume=True)
+
+
+def test_a_resume_may_bring_another_time_limit_and_goes_on(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    whole = trainer(tmp_path / "whole", tiny_preset, pairs, dev)
+    whole.train()
+    short = trainer(tmp_path / "short", tiny_preset.with_options({"max_minutes": 1e-9}), pairs, dev)
+    short.train()
+    assert short.step == 1
+    assert [entry["step"] for entry in short.evaluations] == [1]
+    longer = trainer(tmp_path / "short", tiny_preset, pairs, dev, resume=True)
+    longer.train()
+    assert is_same(weights_of(whole), weights_of(longer))
+
+
+def test_resume_none_begins_a_run_or_goes_on(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    first = trainer(tmp_path, tiny_preset, pairs, dev, resume=None)
+    with pytest.raises(Cancelled):
+        first.train(should_stop=lambda: first.step >= 2)
+    assert trainer(tmp_path, tiny_preset, pairs, dev, resume=None).step == 2
+
+
+def test_a_resume_takes_the_threads_and_the_precision_that_the_run_began_with(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        trainer(tmp_path, tiny_preset.with_options({"precision": "bf16"}), pairs, dev)
+        torch.set_num_threads(1)
+        resumed = trainer(tmp_path, tiny_preset.with_options({"precision": "bf16"}), pairs, dev, resume=True)
+        assert torch.get_num_threads() == 2
+        assert resumed.precision == "bf16"
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_weights_of_evaluations_that_are_no_longer_among_the_best_are_deleted(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    run = trainer(tmp_path, tiny_preset.with_options({"average_checkpoints": 1}), pairs, dev)
+    run.train()
+    assert len(run.evaluations) == 3
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 1
+
+
+def test_what_a_killed_process_was_writing_is_removed(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example]
+) -> None:
+    trainer(tmp_path, tiny_preset, pairs, dev)
+    (tmp_path / ".state.safetensors.x1y2").write_bytes(b"half")
+    trainer(tmp_path, tiny_preset, pairs, dev, resume=True)
+    assert not list(tmp_path.glob(".state*"))
+
+
+def test_finish_saves_the_weights_whose_score_it_reports(
+    tmp_path: Path, tiny_preset: Preset, pairs: list[Pair], dev: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path / "run", tiny_preset, pairs, dev)
+    run.train()
+    best = run._run_folder.load_weights(run._best_steps()[0])
+    scores = iter([2.0, 1.0])  # the best single checkpoint beats the mean
+    monkeypatch.setattr(run, "_bleu", lambda checkpoint: next(scores))
+    assert "mean" not in run.finish(tmp_path / "en-fr", {}).metadata["weights"]
+    saved = load_checkpoint(tmp_path / "en-fr").weights
+    assert all(torch.equal(saved[name], tensor) for name, tensor in best.items())
 
 
 def test_patience_ends_a_run_that_does_not_get_better(
@@ -169,5 +242,9 @@ def test_a_run_may_start_from_a_trained_model(
         tmp_path / "run", preset=tiny_preset, pairs=pairs, dev=dev, src_lang="en", tgt_lang="fr", start_from=parent
     )
     assert is_same(weights_of(run), parent.weights)
+    with pytest.raises(Cancelled):
+        run.train(should_stop=lambda: run.step >= 3)
+    run = trainer(tmp_path / "run", tiny_preset, pairs, dev, resume=True)  # needs the parent no more
+    assert run.step == 3
     run.train()
     assert run.finish(tmp_path / "en-fr", {}).metadata["parent"] == parent.version
