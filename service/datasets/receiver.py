@@ -76,7 +76,7 @@ class UploadReceiver:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the server, which lets its requests finish; uvloop has no process_group
+            start_new_session=True,  # Ctrl-C is for the server, which lets its requests finish
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
         )
         feeding = asyncio.ensure_future(_feed(process, body, self._idle_seconds))

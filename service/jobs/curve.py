@@ -32,7 +32,7 @@ def curve(events: Path) -> list[dict[str, Any]]:
         if kind not in ("progress", "evaluation"):
             continue
         point = points.setdefault(values["step"], {"step": values["step"], "epoch": values["epoch"]})
-        names = ("loss",) if kind == "progress" else ("dev_loss", "dev_bleu")
+        names = ("loss",) if kind == "progress" else ("loss", "dev_loss", "dev_bleu")
         point.update({name: values[name] for name in names})
     return _thinned([points[step] for step in sorted(points)])
 

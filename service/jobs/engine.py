@@ -211,7 +211,7 @@ class TokenCounter:
         self._seconds: float | None = None
 
     def hear(self, event: dict[str, Any]) -> None:
-        if event.get("event") != "progress" or event.get("loss") is None:
+        if event.get("event") not in ("progress", "evaluation") or event.get("loss") is None:
             return
         self._metrics.training_loss.labels(self._model).set(event["loss"])
         if self._seconds is not None:

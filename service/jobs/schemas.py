@@ -174,14 +174,12 @@ StateFilter = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 def _progress(news: dict[str, dict[str, Any]]) -> ProgressAnswer | None:
-    """The newest report; an evaluation measures no speed, so that the report before it tells that."""
-    reports = sorted((news[kind] for kind in ("progress", "evaluation") if kind in news), key=lambda e: e["at"])
+    """The newest report. An epoch shorter than the time between two reports ends in an evaluation alone."""
+    reports = [news[kind] for kind in ("progress", "evaluation") if kind in news]
     if not reports:
         return None
-    merged = {**reports[0], **{k: v for k, v in reports[-1].items() if v is not None}}
-    if reports[-1]["event"] == "evaluation":
-        merged |= {name: reports[0].get(name) for name in ("loss", "tokens_per_second")}
-    return ProgressAnswer.model_validate({name: merged.get(name) for name in ProgressAnswer.model_fields})
+    newest = max(reports, key=lambda report: report["at"])
+    return ProgressAnswer.model_validate({name: newest.get(name) for name in ProgressAnswer.model_fields})
 
 
 def _failure(failure: Failure | None) -> FailureAnswer | None:

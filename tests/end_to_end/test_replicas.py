@@ -68,7 +68,7 @@ def test_the_jobs_of_a_replica_that_is_gone_are_adopted_by_another(
     a, b = replicas
     b.stop()
     job_id = a.submit(job_body("orphan", max_epochs=40) | {"promote": "never"})
-    wait_for(lambda: a.events(job_id, "progress"), "training on a")
+    wait_for(lambda: a.events(job_id, "training"), "training on a")
     a.kill()
     b.start()
     done = adopt(b, settings, "a")

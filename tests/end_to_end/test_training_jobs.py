@@ -37,7 +37,7 @@ def body(model: str, **fields: Any) -> dict[str, Any]:
 
 
 def begun_training(service: ServiceProcess, job_id: str) -> Any:
-    return wait_for(lambda: service.events(job_id, "progress") or service.events(job_id, "failed"), "step of training")
+    return wait_for(lambda: service.events(job_id, "training"), "beginning of training")
 
 
 def test_a_job_ends_with_a_model_that_answers(service: ServiceProcess, undisturbed: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_a_job_goes_on_after_a_clean_restart_and_after_cancel_and_resume(
     job_id = service.submit(body("stopped"))
     begun_training(service, job_id)
     service.stop()
-    assert service.trainer(job_id) is None
+    wait_for(lambda: service.trainer(job_id) is None, "end of the trainer")
     service.start()
     assert service.client.post(f"/train/{job_id}/cancel").json()["state"] == "cancelled"
     wait_for(lambda: service.trainer(job_id) is None, "end of the trainer")
@@ -130,7 +130,7 @@ def test_events_come_while_the_job_runs_and_end_with_it(service: ServiceProcess)
     with service.client.stream("GET", f"/train/{job_id}/events", timeout=300) as answer:
         names = [line.removeprefix("event: ") for line in answer.iter_lines() if line.startswith("event: ")]
     assert names[-1] == "done"
-    assert {"stage", "data", "process", "training", "progress", "evaluation", "scores", "evaluated"} <= set(names)
+    assert {"stage", "data", "process", "training", "evaluation", "scores", "evaluated"} <= set(names)
 
 
 def test_a_service_with_jobs_stops_at_once_while_somebody_follows(service: ServiceProcess) -> None:

@@ -22,7 +22,7 @@ def test_what_a_restart_trained_again_counts_once(tmp_path: Path) -> None:
 def test_an_evaluation_adds_to_the_point_of_its_step(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     tell(path, 7, 5.0)
-    append_event(path, "evaluation", step=7, epoch=1, dev_loss=4.5, dev_bleu=1.5)
+    append_event(path, "evaluation", step=7, epoch=1, loss=5.0, dev_loss=4.5, dev_bleu=1.5)
     assert curve(path) == [{"step": 7, "epoch": 1, "loss": 5.0, "dev_loss": 4.5, "dev_bleu": 1.5}]
 
 
@@ -30,7 +30,7 @@ def test_a_long_run_is_thinned_and_keeps_its_evaluations(tmp_path: Path) -> None
     path = tmp_path / "events.jsonl"
     lines = [f'{{"event": "progress", "step": {step}, "epoch": 1, "loss": 1.0}}\n' for step in range(10_000)]
     path.write_text("".join(lines))
-    append_event(path, "evaluation", step=4321, epoch=1, dev_loss=4.5, dev_bleu=1.5)
+    append_event(path, "evaluation", step=4321, epoch=1, loss=1.0, dev_loss=4.5, dev_bleu=1.5)
     points = curve(path)
     assert len(points) < 2100
     assert [point["step"] for point in points if "dev_loss" in point] == [4321]
