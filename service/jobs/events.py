@@ -61,12 +61,17 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
 
 
 def last_events(path: Path) -> dict[str, dict[str, Any]]:
-    """The newest event of each kind among the last 64 KiB, by kind."""
+    """The newest event of each kind among the last 64 KiB, by kind, in the order in which they came."""
     try:
         start = max(0, path.stat().st_size - _TAIL_BYTES)
     except FileNotFoundError:
         return {}
-    return {str(event.values.get("event")): event.values for event in read_events(path, start)}
+    newest: dict[str, dict[str, Any]] = {}
+    for event in read_events(path, start):
+        kind = str(event.values.get("event"))
+        newest.pop(kind, None)
+        newest[kind] = event.values
+    return newest
 
 
 def check_offset(path: Path, given: str | None) -> int:

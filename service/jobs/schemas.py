@@ -175,10 +175,10 @@ StateFilter = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 def _progress(news: dict[str, dict[str, Any]]) -> ProgressAnswer | None:
     """The newest report. An epoch shorter than the time between two reports ends in an evaluation alone."""
-    reports = [news[kind] for kind in ("progress", "evaluation") if kind in news]
+    reports = [values for kind, values in news.items() if kind in ("progress", "evaluation")]
     if not reports:
         return None
-    newest = max(reports, key=lambda report: report["at"])
+    newest = reports[-1]
     return ProgressAnswer.model_validate({name: newest.get(name) for name in ProgressAnswer.model_fields})
 
 
