@@ -35,31 +35,36 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Watch:
-    """Knows whether this process has been asked to stop: by SIGTERM, or because the service is gone."""
+    """Knows whether this process has been asked to stop: by SIGTERM, or because the service is gone.
+
+    A plain flag, no threading.Event: when a service of many threads is killed, the signal comes again for each of
+    them, and a handler that is interrupted by itself inside a lock never ends.
+    """
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._is_stopping = False
         signal.signal(signal.SIGTERM, self._asked)
         with contextlib.suppress(AttributeError, OSError):  # Linux only; the pipe tells the same everywhere
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
         threading.Thread(target=self._wait_for_the_end, name="service-watch", daemon=True).start()
 
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._is_stopping
 
     def pause(self) -> None:
         """Waits a moment. Raises Cancelled."""
-        if self._stop.wait(0.1):
+        time.sleep(0.1)
+        if self._is_stopping:
             raise Cancelled("asked to stop while another process still worked on this run")
 
     def _asked(self, _: int, __: FrameType | None) -> None:
-        self._stop.set()
+        self._is_stopping = True
 
     def _wait_for_the_end(self) -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1024):
                 pass
-        self._stop.set()
+        self._is_stopping = True
         time.sleep(GRACE_SECONDS)
         os._exit(EXIT_STOPPED)  # whatever holds it up, nothing may outlive the service
 

@@ -143,6 +143,17 @@ def test_it_is_not_started_where_the_run_is_asked_to_stop_already(fixture: Fixtu
     assert fixture.heard == []
 
 
+def test_signals_that_come_again_and_again_do_not_hold_a_trainer_up() -> None:
+    code = (
+        "import os, signal; from service.jobs.trainer import Watch; watch = Watch()\n"
+        "def burst(*_):\n    for _ in range(20000): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import threading; other = threading.Thread(target=burst); other.start(); burst(); other.join()\n"
+        "print(watch.is_stopping())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, stdin=None, timeout=60, check=False)
+    assert done.stdout == b"True\n", done.stderr
+
+
 def test_a_trainer_ends_when_the_process_that_started_it_is_killed(fixture: Fixture) -> None:
     code = (
         HEAD + "import subprocess\n"
