@@ -11,17 +11,18 @@ COPY service service
 RUN /opt/recurra/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /app recurra && install -d -o recurra /data
+RUN useradd --system --uid 10001 --home-dir /app recurra
 COPY --from=build /opt/recurra /opt/recurra
 WORKDIR /app
-COPY checkpoints checkpoints
+# Versions are published and promoted into the one, data and jobs kept in the other: both are the service's own.
+RUN mkdir checkpoints data && chown recurra: checkpoints data
+COPY --chown=recurra:recurra checkpoints checkpoints
 ENV PATH=/opt/recurra/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RECURRA_HOST=0.0.0.0 \
     RECURRA_PORT=8000 \
     RECURRA_CHECKPOINTS=/app/checkpoints \
-    RECURRA_DATA=/data
-VOLUME /data
+    RECURRA_DATA=/app/data
 USER recurra
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \

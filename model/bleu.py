@@ -104,7 +104,7 @@ def sentence_bleu_d2l(
     )
 
 
-def _streams(references: Sequence[Sequence[str]]) -> list[Any]:
+def reference_streams(references: Sequence[Sequence[str]]) -> list[Any]:
     """References as sacreBLEU wants them: the n-th of every sentence in one list, None where there is none."""
     num_streams = max(map(len, references))
     return [[refs[n] if n < len(refs) else None for refs in references] for n in range(num_streams)]
@@ -118,7 +118,7 @@ def _sentence_scores(
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], sentences: bool) -> MetricScore:
     metric = BLEU()
-    total = metric.corpus_score(hypotheses, _streams(references))
+    total = metric.corpus_score(hypotheses, reference_streams(references))
     single = BLEU(effective_order=True)  # a sentence of three words has no 4-gram, and is no zero for that
     return MetricScore(
         score=min(total.score, 100.0),  # exp of a mean of logs may end a hair above
@@ -136,7 +136,7 @@ def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], senten
 def _without_precisions(
     metric: CHRF | TER, hypotheses: Sequence[str], references: Sequence[Sequence[str]], sentences: bool
 ) -> MetricScore:
-    total = metric.corpus_score(hypotheses, _streams(references)).score
+    total = metric.corpus_score(hypotheses, reference_streams(references)).score
     signature = str(metric.get_signature())  # before the sentences: each sets the number of references in it anew
     return MetricScore(
         score=total,

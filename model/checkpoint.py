@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.config import ModelConfig, from_mapping
@@ -35,6 +35,18 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.json"
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the drawing of first values: on the meta device it imports torch._dynamo, which takes a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_"):  # torch.nn.init's and Tensor's; orthogonal_ draws with the latter
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +72,14 @@ class Checkpoint:
     version: str = ""
 
     def build(self) -> Seq2Seq:
-        """The network with these weights, in evaluation mode."""
-        network = Seq2Seq(self.model)
-        network.load_state_dict(self.weights)
+        """The network with these weights, in evaluation mode.
+
+        They are put into place, not copied over first values: drawing those took 0.13 s, a third of a loading.
+        """
+        with torch.device("meta"), _NoDraws():
+            network = Seq2Seq(self.model)
+        tied = {id(tensor): nn.Parameter(tensor) for tensor in self.weights.values()}
+        network.load_state_dict({name: tied[id(tensor)] for name, tensor in self.weights.items()}, assign=True)
         return network.eval()
 
 
@@ -199,24 +216,13 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     )
 
 
-class _NoDraws(TorchFunctionMode):
-    """Leaves out the drawing of first values: on the meta device it imports torch._dynamo, which takes a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_"):  # torch.nn.init's and Tensor's; orthogonal_ draws with the latter
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def _matched(weights: dict[str, Tensor], model: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The weights under all their names, once they are seen to fit the network."""
     with torch.device("meta"), _NoDraws():
         wanted = Seq2Seq(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     matched: dict[str, Tensor] = {}
+    as_float: dict[str, Tensor] = {}  # one tensor for all names of a shared one
     for name, tensor in wanted.items():
         stored = first_names.setdefault(id(tensor), name)
         if stored not in weights:
@@ -224,7 +230,7 @@ def _matched(weights: dict[str, Tensor], model: ModelConfig, path: Path) -> dict
         if weights[stored].shape != tensor.shape:
             shapes = f"{list(weights[stored].shape)} instead of {list(tensor.shape)}"
             raise CheckpointError(path, f"has {stored} of shape {shapes}")
-        matched[name] = weights[stored].float()
+        matched[name] = as_float.setdefault(stored, weights[stored].float())
     if extra := sorted(set(weights) - set(first_names.values())):
         raise CheckpointError(path, f"has tensors that this network has no place for: {', '.join(extra[:3])}")
     return matched

@@ -21,12 +21,14 @@ from service.datasets.receiver import UploadReceiver
 from service.datasets.store import DatasetStore
 from service.dependencies import Services
 from service.errors import answer_problem
+from service.inference.comparison import Comparer
 from service.inference.registry import Loader, Registry, load_translator
 from service.inference.scoring import Scorer
+from service.jobs.jobs import Jobs
 from service.metrics import Metrics
 from service.middleware import BodyLimit, HeadAsGet, RequestContext
 from service.routers import datasets as datasets_router
-from service.routers import health, models, score, translate
+from service.routers import health, models, score, train, translate
 from service.settings import Settings
 
 _DESCRIPTION = """
@@ -44,15 +46,18 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
     """
     metrics = Metrics()
     datasets = DatasetStore(settings.datasets_path)
+    registry = Registry(settings, metrics, load)
     services = Services(
         settings=settings,
         metrics=metrics,
-        registry=Registry(settings, metrics, load),
+        registry=registry,
+        jobs=Jobs(settings, metrics, datasets, registry),
         scorer=Scorer(settings.max_score_seconds),
         datasets=datasets,
         uploads=UploadReceiver(
             datasets, max_unpacked_bytes=settings.max_dataset_unpacked_bytes, max_uploads=settings.max_uploads
         ),
+        comparer=Comparer(settings.max_compare_seconds),
     )
     app = FastAPIOffline(
         title="Recurra",
@@ -61,7 +66,8 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         redoc_url=None,
     )
     app.state.services = services
-    for router in (translate.router, score.router, models.router, datasets_router.router, health.router):
+    routers = (translate, score, models, datasets_router, train, health)
+    for router in (module.router for module in routers):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     for expected in (RecurraError, HTTPException, RequestValidationError):
@@ -82,7 +88,9 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         """
         services.registry.start()
         await asyncio.to_thread(services.datasets.sweep)  # what a process that died left half-made
+        services.jobs.start()
         yield
+        await asyncio.to_thread(services.jobs.close)  # first: a job that is just being promoted needs the engines
         await asyncio.to_thread(services.registry.close)
 
     return lifespan

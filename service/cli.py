@@ -1,4 +1,4 @@
-"""The command line: `recurra serve | train | translate | score | data | models | bench`.
+"""The command line: `recurra serve | train | translate | score | data | models | jobs | bench`.
 
 Each command, a module of `service.commands`, turns its arguments into one call of the packages and prints what comes
 back. What goes wrong for a reason that the user can mend is one line on standard error:
@@ -16,7 +16,7 @@ import sys
 import typer
 
 from model.errors import InvalidValue, RecurraError
-from service.commands import bench, data, models
+from service.commands import bench, data, jobs, models
 from service.commands.score import score
 from service.commands.serve import serve
 from service.commands.train import train
@@ -33,6 +33,7 @@ for command in (serve, translate, score, train):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
 

@@ -12,8 +12,10 @@ from fastapi import Depends, Request
 from service.datasets.receiver import UploadReceiver
 from service.datasets.store import DatasetStore
 from service.errors import ClientGone
+from service.inference.comparison import Comparer
 from service.inference.registry import Registry
 from service.inference.scoring import Scorer
+from service.jobs.jobs import Jobs
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -30,6 +32,8 @@ class Services:
     scorer: Scorer
     datasets: DatasetStore
     uploads: UploadReceiver
+    jobs: Jobs
+    comparer: Comparer
 
 
 def services_of(request: Request) -> Services:

@@ -4,6 +4,14 @@
     ├── InvalidValue             422 a parameter has a value that is not allowed
     ├── LimitExceeded            413 more than a setting allows, which is named
     ├── UnknownModel             404
+    ├── UnknownVersion           404 the model has no such version
+    ├── VersionConflict          409 the model's versions are in another state
+    │   ├── VersionIsLive        it cannot be deleted
+    │   ├── VersionRefused       it does not load; the one that is live stays so
+    │   └── NoPreviousVersion    there is nothing to roll back to
+    ├── CannotStore              507 a folder of models is full, or not ours to write to
+    ├── UnknownJob               404
+    ├── JobConflict              409 the job is in another state
     ├── CannotListen             the address or port is taken, or none of ours: the command line ends
     ├── Unavailable              503 + Retry-After; nothing was started
     │   ├── NoModel              no checkpoint at all, or none that could be loaded
@@ -12,6 +20,7 @@
     │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
     │   ├── TooManyUploads       more datasets arrive than the setting allows
+    │   ├── JobsUnavailable      their database cannot be used, or another process has this replica's name
     │   └── Draining             the server is shutting down
     ├── DeadlinePassed           504 before the first token
     ├── EngineFailure            500 a decode step failed; the engine goes on
@@ -70,6 +79,45 @@ class UnknownModel(RecurraError):
         super().__init__(f"there is no model {shown(name)}; there is {', '.join(known) or 'none'}")
 
 
+class UnknownVersion(RecurraError):
+    def __init__(self, model: str, version: str, known: list[str]) -> None:
+        self.field, self.value = "version", version
+        self.allowed = "one of " + ", ".join(known) if known else "nothing: the model has no versions"
+        super().__init__(f"{model} has no version {shown(version)}; it has {', '.join(known) or 'none'}")
+
+
+class VersionConflict(RecurraError):
+    """The model's versions are in another state than the request takes for granted."""
+
+
+class VersionIsLive(VersionConflict):
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__(f"{version} is the live version of {model}; promote another one, or roll back, first")
+
+
+class VersionRefused(VersionConflict):
+    def __init__(self, model: str, version: str, cause: str) -> None:
+        super().__init__(f"the version {version} of {model} does not load: {cause}")
+
+
+class NoPreviousVersion(VersionConflict):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"no other version of {model} was live before that is still there; there is no way back")
+
+
+class CannotStore(RecurraError):
+    """The disk is full, or the folder is not ours to write to."""
+
+
+class UnknownJob(RecurraError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {shown(job_id)}; GET /train lists those there are")
+
+
+class JobConflict(RecurraError):
+    """What was asked for does not fit the job's state."""
+
+
 class CannotListen(RecurraError):
     pass
 
@@ -109,6 +157,10 @@ class TooManyUploads(Unavailable):
 
 
 class Draining(Unavailable):
+    pass
+
+
+class JobsUnavailable(Unavailable):
     pass
 
 
@@ -159,6 +211,15 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     dataset_errors.BrokenForm: (400, "invalid_body", "The body cannot be read"),
     dataset_errors.UnsupportedForm: (415, "unsupported_media_type", "The body's type is not supported"),
     dataset_errors.DiskFull: (507, "disk_full", "There is no room on the disk"),
+    UnknownVersion: (404, "unknown_version", "There is no such version of the model"),
+    VersionConflict: (409, "version_conflict", "The model's versions are in another state"),
+    VersionIsLive: (409, "version_live", "The version is live"),
+    VersionRefused: (409, "version_refused", "The version does not load"),
+    NoPreviousVersion: (409, "no_previous_version", "There is no version to roll back to"),
+    CannotStore: (507, "cannot_store", "The folder of the models cannot be written"),
+    UnknownJob: (404, "unknown_job", "There is no such job"),
+    JobConflict: (409, "job_conflict", "The job is in another state"),
+    JobsUnavailable: (503, "jobs_unavailable", "Training jobs cannot be used"),
     NoModel: (503, "no_model", "No model is ready"),
     ModelLoading: (503, "model_loading", "The model is being loaded"),
     ModelFailed: (503, "model_failed", "The model could not be loaded"),
@@ -266,9 +327,9 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field_name(loc: tuple[int | str, ...]) -> str:
-    """("body", "text", "list", 3) → "text[3]": "one" and "list" are the tags of a union's arms, no fields."""
+    """("body", "text", "list", 3) → "text[3]": "one", "list" and "share" are the tags of a union's arms, no fields."""
     name = ""
-    for part in [part for part in loc[1:] if part not in ("one", "list")]:
+    for part in [part for part in loc[1:] if part not in ("one", "list", "share")]:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
     return shown(name)[1:-1] or "body"
 

@@ -6,7 +6,7 @@ Every app has a registry of its own, so that several apps in one process do not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNMATCHED_ROUTE = "unmatched"
@@ -57,6 +59,7 @@ class Metrics:
         self.registry.register(GC_COLLECTOR)
         self._make_http_metrics()
         self._make_engine_metrics()
+        self._make_job_metrics()
 
     def _make_http_metrics(self) -> None:
         registry = self.registry
@@ -91,9 +94,6 @@ class Metrics:
         self.source_tokens = tokens("source", "Source tokens translated")
         self.target_tokens = tokens("target", "Target tokens produced")
         self.unknown_tokens = tokens("unknown", "Source tokens that the model does not know")
-        self.model_info = Gauge(
-            "recurra_model_info", "1 for each model that is served", ["model", "version"], registry=registry
-        )
         self.device_memory_bytes = Gauge(
             "recurra_device_memory_bytes",
             "Memory in use on the device: of this process on a CPU, of torch's allocator on a GPU",
@@ -102,13 +102,40 @@ class Metrics:
         )
         self.device_memory_bytes.labels("cpu").set_function(resident_bytes)
 
+    def _make_job_metrics(self) -> None:
+        registry = self.registry
+        self.jobs = Gauge("recurra_jobs", "Training jobs of all replicas", ["state"], registry=registry)
+        self.training_loss = Gauge(
+            "recurra_training_loss", "Loss a target token of the model in training", ["model"], registry=registry
+        )
+        self.training_tokens = Counter(
+            "recurra_training_tokens_total", "Target tokens trained on here", ["model"], registry=registry
+        )
+
     def watch(self, *, queue_depth: Callable[[], int], live_rows: Callable[[], int]) -> None:
         """Both gauges are read when Prometheus asks, so that the engine does no work for them."""
         self.queue_depth.set_function(queue_depth)
         self.live_rows.set_function(live_rows)
 
+    def watch_models(self, models: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """`recurra_model_info` is made of the names and live versions when Prometheus asks: none is left behind."""
+        self.registry.register(_ModelInfo(models))
+
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _ModelInfo(Collector):
+    def __init__(self, models: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "recurra_model_info", "1 for the live version of each model in memory", labels=["model", "version"]
+        )
+        for name, version in self._models():
+            info.add_metric([name, version], 1)
+        yield info
 
 
 def resident_bytes() -> float:

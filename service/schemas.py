@@ -336,34 +336,6 @@ class ScoreAnswer(BaseModel):
     hypotheses: list[str] | None = Field(None, description="the translations, where sources were given")
 
 
-class ModelAnswer(BaseModel):
-    """A model that is served, or the reason why it is not."""
-
-    name: str
-    state: Literal["loading", "ready", "failed", "draining", "stopped"]
-    cause: str | None = Field(None, description="why it failed")
-    version: str | None = None
-    source: str | None = None
-    target: str | None = None
-    device: str | None = None
-    precision: str | None = None
-    num_parameters: int | None = None
-    network: dict[str, Any] | None = Field(None, description="cell, layers, sizes, attention")
-    training: dict[str, Any] | None = Field(None, description="data, licence, settings, time and scores")
-
-    @classmethod
-    def of(cls, facts: dict[str, Any], *, is_detailed: bool) -> ModelAnswer:
-        known = {name: value for name, value in facts.items() if name in cls.model_fields}
-        if is_detailed and "metadata" in facts:
-            metadata = dict(facts["metadata"])
-            known |= {"network": metadata.pop("model", None), "training": metadata}
-        return cls.model_validate(known)
-
-
-class ModelsAnswer(BaseModel):
-    models: list[ModelAnswer]
-
-
 class LiveAnswer(BaseModel):
     status: Literal["live"] = "live"
 

@@ -41,6 +41,23 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="model of a request that names none; needed only where several models fit"
     )
+    models_poll_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="time between two looks for models and live versions that others changed on disk; 0 for never",
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="memory for loaded models, the rest on demand; 0 loads all of them at the start"
+    )
+    model_wait_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="time that a request waits for its model to be loaded on demand",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto takes CUDA if there is one"
     )
@@ -72,6 +89,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="time that one POST /score may take to compute its scores",
     )
+    max_compare_seconds: float = Field(
+        600.0,
+        ge=0.1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="time that the comparison of two versions of a model may take",
+    )
 
     max_rows: int = Field(320, ge=1, description="live hypotheses of all requests together in one decode step")
     max_queued_segments: int = Field(
@@ -85,6 +109,27 @@ class Settings(BaseSettings):
         "info", description="least severe event that is logged"
     )
     log_format: Literal["text", "json"] = Field("text", description="a log line as key=value text or as a JSON object")
+
+    jobs_database: str | None = Field(
+        None,
+        pattern=r"^(sqlite:///|postgresql(\+psycopg)?://).+",
+        description="where jobs are kept: postgresql://… for several machines; default a SQLite file in RECURRA_DATA",
+    )
+    replica: str = Field(
+        "local",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="name of this process among those that share RECURRA_DATA; each needs its own",
+    )
+    jobs_concurrency: int = Field(1, ge=1, le=64, description="jobs that train at the same time on one replica")
+    training_threads: int = Field(1, ge=1, le=1024, description="threads of a training job's matrix products")
+    training_nice: int = Field(19, ge=0, le=19, description="how far a training process stands back for all others")
+    training_scheduler: Literal["other", "batch", "idle"] = Field(
+        "idle", description="Linux's class of a training process; idle runs it only where no other wants the core"
+    )
+    jobs_keep: int = Field(100, ge=0, description="ended jobs that are kept; older ones are deleted")
+    jobs_keep_days: float = Field(
+        90.0, gt=0, le=36500, allow_inf_nan=False, description="days that an ended job is kept"
+    )
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -113,6 +158,13 @@ class Settings(BaseSettings):
     @property
     def datasets_path(self) -> Path:
         return self.data_path / "datasets"
+
+    @property
+    def jobs_url(self) -> str:
+        """Of the database of jobs; paths in it are absolute, since a trainer may have another working directory."""
+        if self.jobs_database is not None:
+            return self.jobs_database
+        return f"sqlite:///{self.data_path.resolve() / 'jobs.sqlite'}"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -90,6 +90,11 @@ class Cell(nn.Module):
         """The cell's pointwise part: gates' shares [N, G·H] and state -> next state."""
         raise NotImplementedError
 
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
+        """`activate` of an additive cell, from the sum of both shares [N, G·H]; leaves in it what `backward_` needs."""
+        raise NotImplementedError
+
     @classmethod
     def for_sigmoid(cls, share: Tensor) -> Tensor:
         """Weights or biases [G·H, ...] with the candidate's rows times -2, as `activate_sigmoid_` wants them."""
@@ -188,6 +193,10 @@ class RNNCell(Cell):
     @staticmethod
     def activate_sigmoid_(gates: Tensor, hidden_gates: Tensor | None, state: State) -> State:
         return (_tanh_of(gates.sigmoid_()),)
+
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
+        return (gates.tanh_(),)
 
     @staticmethod
     def forward_(gates: Tensor, hidden_gates: Tensor, state: State) -> State:
@@ -289,9 +298,12 @@ class LSTMCell(Cell):
 
     @staticmethod
     def forward_(gates: Tensor, hidden_gates: Tensor, state: State) -> State:
+        return LSTMCell.activate_sum_(gates.add_(hidden_gates), state)
+
+    @staticmethod
+    def activate_sum_(gates: Tensor, state: State) -> State:
         _, c = state
         dim = c.shape[-1]
-        gates.add_(hidden_gates)
         gates[:, : 2 * dim].sigmoid_()
         gates[:, 2 * dim : 3 * dim].tanh_()
         gates[:, 3 * dim :].sigmoid_()

@@ -10,7 +10,7 @@ import typer
 
 from model.decoding.search import DEFAULT_MAX_NODES
 from model.errors import InvalidValue
-from service.inference.registry import checkpoint_folders
+from service.inference.versions import VersionStore
 from service.settings import load_settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, or the folder of a checkpoint.")]
@@ -57,18 +57,25 @@ def check_banned(texts: Sequence[str] | None) -> None:
             raise InvalidValue("banned", text, "texts that are not blank")
 
 
-def model_folders(checkpoints: Path | None) -> list[Path]:
-    """The models' folders, by name."""
-    return checkpoint_folders(checkpoints or load_settings().checkpoints_path)
+def version_store(checkpoints: Path | None) -> VersionStore:
+    """The models and their versions."""
+    return VersionStore(checkpoints or load_settings().checkpoints_path)
+
+
+def live_folders(checkpoints: Path | None) -> dict[str, Path]:
+    """The folder of each model's live version, by name; models of which nothing is live are left out."""
+    store = version_store(checkpoints)
+    targets = {name: store.target(name) for name in store.names()}
+    return {name: target.folder for name, target in targets.items() if target is not None}
 
 
 def model_folder(model: str, checkpoints: Path | None) -> Path:
-    """The folder of a model: by its name, as a path, or the only or default one.
+    """The folder of a model's live version: by its name, or the only or default one; or a checkpoint's own path.
 
     Raises:
         InvalidValue: there is none, or several and no name.
     """
-    folders = {folder.resolve().name: folder for folder in model_folders(checkpoints)}
+    folders = live_folders(checkpoints)
     name = model or load_settings().default_model or ""
     if name in folders:
         return folders[name]

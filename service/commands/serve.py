@@ -67,6 +67,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A thread: it waits for the engines, and a second Ctrl-C must not have to wait for it.
         threading.Thread(target=self._services.registry.close, name="drain", daemon=True).start()
+        threading.Thread(target=self._services.jobs.close, name="drain-jobs", daemon=True).start()
         await super().shutdown(sockets)
 
 
@@ -94,8 +95,7 @@ def _url(listener: socket.socket) -> str:
 
 def _announce(services: Services, url: str) -> None:
     """One line once the models are loaded, with something to try."""
-    for model in services.registry.models:
-        model.engine.wait_until_loaded()
+    services.registry.wait_until_loaded()
     readiness = services.registry.readiness()
     if not readiness.is_ready:
         typer.echo(f"Recurra is not ready: {readiness.reason}", err=True)

@@ -155,7 +155,7 @@ class Engine:
                 self._state = "draining"
             self._changed.notify()
 
-    def close(self, timeout_seconds: float) -> None:
+    def close(self, timeout_seconds: float | None) -> None:
         """Ends the thread: after its work, or at the time limit, when requests left over fail with `Draining`."""
         self.begin_drain()
         if self._thread.ident is None:
@@ -165,6 +165,11 @@ class Engine:
             self._is_aborted = True
             self._changed.notify()
         self._thread.join(_ABORT_SECONDS)
+
+    def free(self) -> None:
+        """Lets go of the model, once the thread has ended: its memory does not wait for the garbage collector."""
+        if not self._thread.is_alive():
+            self.translator = self._decoder = None
 
     def check_open(self, num_segments: int = 0) -> None:
         """Raises what `submit` would raise for a request of so many segments."""

@@ -1,4 +1,4 @@
-"""One model that is served: text on this side, token ids on the engine's."""
+"""One version of a model in memory: text on this side, token ids on the engine's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import CheckpointError
+from service.errors import Draining
 from service.inference.engine import Engine
 from service.inference.scheduler import Outcome, Progress, Timings
 from service.metrics import Metrics
@@ -58,8 +59,8 @@ class ServedModel:
     """A checkpoint folder, its engine and the way through it.
 
     Args:
-        name: the folder's name.
-        path: the folder.
+        name: the model's.
+        path: the folder of one of its versions.
         load: makes its translator; called in the engine's thread.
     """
 
@@ -78,7 +79,7 @@ class ServedModel:
         self._metrics = metrics
         self.engine = Engine(
             name,
-            self._announced(load),
+            self._without_paths(load),
             max_rows=max_rows,
             max_queued_segments=max_queued_segments,
             metrics=metrics,
@@ -89,9 +90,10 @@ class ServedModel:
         """None until it is loaded."""
         return self.engine.translator
 
-    @property
-    def is_loading(self) -> bool:
-        return self.engine.state == "loading"
+    def retire(self) -> None:
+        """Refuses new requests, waits until the last one that it accepted is answered, and frees its memory."""
+        self.engine.close(None)
+        self.engine.free()
 
     async def translate(
         self, call: TranslateCall, on_text: Callable[[int, str], None] | None = None
@@ -108,7 +110,8 @@ class ServedModel:
         """
         self.engine.check_open()  # before any work is done for it
         translator = self.translator
-        assert translator is not None, "an open engine has its translator"
+        if translator is None:  # retired between these two lines
+            raise Draining("this version of the model is no longer served")
         num_chars = sum(map(len, call.texts))
         prepared, segments = await _run(num_chars, lambda: _prepare(translator, call))
         outcome = Outcome(results=[], timings=Timings())
@@ -123,18 +126,16 @@ class ServedModel:
         self._count(result, sum(p.num_unknown for p in prepared))
         return result
 
-    def _announced(self, load: Callable[[], Translator]) -> Callable[[], Translator]:
-        def load_and_announce() -> Translator:
+    def _without_paths(self, load: Callable[[], Translator]) -> Callable[[], Translator]:
+        def load_and_tell() -> Translator:
             try:
-                translator = load()
+                return load()
             except CheckpointError as exc:  # its message is shown to callers, who need not know where our folders are
                 is_inside = exc.path.is_relative_to(self.path.parent)
                 path = exc.path.relative_to(self.path.parent) if is_inside else Path(exc.path.name)
                 raise CheckpointError(path, exc.cause) from exc
-            self._metrics.model_info.labels(self.name, translator.version).set(1)
-            return translator
 
-        return load_and_announce
+        return load_and_tell
 
     def _count(self, result: TranslateResult, num_unknown: int) -> None:
         self._metrics.source_tokens.labels(self.name).inc(result.num_source_tokens)

@@ -11,7 +11,8 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from service.dependencies import ServicesDep, unless_gone
 from service.errors import problem_of
-from service.inference.served import ServedModel, TranslateCall, TranslateResult
+from service.inference.live import LiveModel
+from service.inference.served import TranslateCall, TranslateResult
 from service.routers.problems import problems
 from service.schemas import TokenEvent, TranslateAnswer, TranslateBody
 
@@ -80,13 +81,13 @@ async def translate(
     call = body.call(services.settings)
     model = services.registry.choose(model=body.model, source=body.source, target=body.target)
     if body.stream:
-        model.engine.check_open()  # a refusal is an answer of its own, not an event
+        await model.open()  # a refusal is an answer of its own, not an event
         return EventSourceResponse(_events(request, model, call))
     result = await unless_gone(request, model.translate(call))
     return TranslateAnswer.of(result, call.options)
 
 
-async def _events(request: Request, model: ServedModel, call: TranslateCall) -> AsyncIterator[bytes]:
+async def _events(request: Request, model: LiveModel, call: TranslateCall) -> AsyncIterator[bytes]:
     grown: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
     working = asyncio.ensure_future(
         model.translate(call, lambda index, text: grown.put_nowait(TokenEvent(index=index, text=text)))

@@ -181,8 +181,7 @@ class AppClient:
         return services
 
     def wait_until_loaded(self) -> AppClient:
-        for model in self.services.registry.models:
-            assert model.engine.wait_until_loaded(TIMEOUT_SECONDS)
+        assert self.services.registry.wait_until_loaded(TIMEOUT_SECONDS)
         return self
 
     def run(self, work: Any) -> Any:
@@ -231,7 +230,10 @@ def serve(tmp_path: Path) -> Callable[..., Any]:
         for name in models:
             (tmp_path / "models" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "models").mkdir(exist_ok=True)
-        app = create_app(Settings(checkpoints=tmp_path / "models", **settings), load=loader_of(models))
+        app = create_app(
+            Settings(**{"checkpoints": tmp_path / "models", "data": tmp_path / "data", **settings}),
+            load=loader_of(models),
+        )
         with AppClient(app) as client:
             yield client.wait_until_loaded()
 
@@ -254,9 +256,11 @@ def models_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def real_client(models_folder: Path) -> Iterator[AppClient]:
+def real_client(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     """An app with the tiny trained model."""
-    with AppClient(create_app(Settings(checkpoints=models_folder, precision="fp32", num_threads=1))) as app_client:
+    data = tmp_path_factory.mktemp("data")
+    settings = Settings(checkpoints=models_folder, data=data, precision="fp32", num_threads=1)
+    with AppClient(create_app(settings)) as app_client:
         yield app_client.wait_until_loaded()
 
 

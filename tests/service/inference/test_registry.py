@@ -11,7 +11,7 @@ import pytest
 
 from model.errors import CheckpointError, InvalidValue
 from service.errors import NoModel, UnknownModel
-from service.inference.registry import checkpoint_folders
+from service.inference.versions import checkpoint_folders
 
 
 @pytest.fixture
