@@ -209,11 +209,13 @@ def decode(
     found: dict[str, list[SegmentResult | None]] = {name: [None] * len(segments) for name in options}
     live: dict[int, tuple[str, int]] = {}
     out_of_time: set[int] = set()
-    until = time.perf_counter() + max_seconds
+    until = math.inf  # the proofs' time begins with the first of them
     while queue or live:
         if time.perf_counter() >= until and not out_of_time:
             out_of_time = _stop_proofs(decoder, queue, live, found)
         _admit(decoder, segments, options, queue, live)
+        if until == math.inf and any(name == EXACT for name, _ in live.values()):
+            until = time.perf_counter() + max_seconds
         for handle, result in decoder.step():
             name, i = live.pop(handle)
             found[name][i] = result
