@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 _ANSWER_SECONDS = 3.0  # for the 503s to those that did not finish in time
 
-# oneDNN keeps compiled code for each shape that it has multiplied, up to 1,024 of them, and a decode step has another
-# number of rows each time: memory grew by 8 % from the first 1,000 to 6,000 requests. Without any it stayed within
-# 0.1 %, but steps took 15 % more processor time; with 64 they take what they took with 1,024.
-_PRIMITIVE_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
 log = EventLog("serve")
 
 
@@ -47,7 +42,6 @@ def serve(
     url = _url(listener)
     typer.echo(f"Recurra listens on {url} and loads its models")
 
-    os.environ.setdefault(*_PRIMITIVE_CACHE)
     from service.app import create_app  # after the port is known to be free: this imports torch
 
     app = create_app(settings)
