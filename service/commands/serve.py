@@ -8,7 +8,6 @@ engines' threads end. A second Ctrl-C ends it at once.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Annotated
