@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_ENCODE_TOKENS = 4096
 # Where few rows are live, a step is cheaper than an encoder batch: newcomers wait this many steps for one another, or
 # until they bring a quarter of the live rows. Where many are live the wait would be long, and they come at once.
-_MAX_ROUNDS = 3
+_MAX_ROUNDS = 8
 _FEW_ROWS = 160
 _NEWCOMER_SHARE = 8  # 1/8 of the table
 _REFILL_SHARE = (
