@@ -26,7 +26,7 @@ from model.decoding.search import Finish, Hypothesis, SearchOptions, SegmentResu
 from model.decoding.stepper import StepDecoder
 from model.errors import InvalidValue
 from model.network.inference import InferenceNetwork
-from model.network.packed import PACKED, check_precision
+from model.network.packed import PACKED, check_precision, padded_rows
 from model.network.seq2seq import Seq2Seq
 
 MAX_SEGMENT_TOKENS = 250  # a longer sentence is cut: attention has seen none such, and a step's cost grows with it
@@ -187,7 +187,10 @@ class Translator:
         return f"Translator({self.name!r}, version={self.version!r}, device={self.device!r}, {self.precision})"
 
     def warm_up(self) -> None:
-        """Runs a few searches, so that no request pays for first calls."""
+        """Runs a few searches, and products of as many rows as single texts bring, so that no request pays for first
+        calls and for the compiler of the products."""
+        for num_rows in sorted({padded_rows(n) for n in range(1, _PROBE_ROWS + 1)}):
+            _time_steps(self.network, 1, num_rows)
         for k in (1, 5):
             self.translate(["One.", "Two three four five six."], k=k)
 
@@ -422,11 +425,10 @@ def _fastest(network: Seq2Seq) -> InferenceNetwork:
     return packed[min(names, key=lambda name: seconds[name])]
 
 
-def _time_steps(network: InferenceNetwork, num_steps: int = 3) -> float:
-    memory, state = network.encode(torch.full((1, 16), EOS_ID, device=network.device), [16])
-    rows = tuple(part.expand(_PROBE_ROWS, *part.shape[1:]) for part in state)
-    ids = torch.full((_PROBE_ROWS,), EOS_ID, device=network.device)
-    memory = replace(memory, rows_each=_PROBE_ROWS)
+def _time_steps(network: InferenceNetwork, num_steps: int = 3, num_rows: int = _PROBE_ROWS) -> float:
+    """Seconds of so many steps of a batch of sentences of two tokens."""
+    ids = torch.full((num_rows,), EOS_ID, device=network.device)
+    memory, rows = network.encode(ids[:, None].expand(-1, 16), [2] * num_rows)
     started = time.perf_counter()
     for _ in range(num_steps):
         log_probs, rows, _ = network.step(ids, rows, (memory,))
