@@ -120,13 +120,13 @@ def _measure(
     """Every answer, the time of each switch, and the server's memory at the beginning and at the end."""
     answers: list[Answer] = []
     is_over = threading.Event()
-    clients = [threading.Thread(target=_ask, args=(url, i, answers, is_over)) for i in range(connections)]
+    clients = [threading.Thread(target=_ask, args=(url, i, answers, is_over), daemon=True) for i in range(connections)]
     for client in clients:
         client.start()
     time.sleep(before)
     memory_before = _memory(url)
     windows: list[tuple[float, float]] = []
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url, timeout=300) as http:
         for i in range(switches):
             started = time.perf_counter()
             if i % 2:
