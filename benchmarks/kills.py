@@ -76,7 +76,7 @@ class Killer:
         self._service.kill()
         self.kills["service", stage] += 1
         if trainer is not None:
-            wait_for(lambda: self._service.trainer(job_id) is None, "end of the orphaned trainer", 15)
+            wait_for(lambda: self._service.trainer(job_id) is None, "end of the orphaned trainer")
         self._service.start()
 
     def _stage(self, job_id: str) -> str:
