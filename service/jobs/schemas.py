@@ -114,7 +114,9 @@ class JobAnswer(BaseModel):
     queue_position: int | None = Field(description="jobs that come before it; null where it does not wait")
     replica: str | None = Field(description="which process has it, or had it last")
     progress: ProgressAnswer | None
-    scores: dict[str, dict[str, int | float]] | None = Field(description="BLEU of the finished model, by set and search")
+    scores: dict[str, dict[str, int | float]] | None = Field(
+        description="BLEU of the finished model, by set and search"
+    )
     version: str | None = Field(description="of the finished model")
     promoted: bool | None
     reason: str | None = Field(description="why it was promoted or not")
