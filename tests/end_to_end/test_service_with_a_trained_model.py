@@ -49,11 +49,18 @@ def test_the_service_answers_what_the_package_answers(client: httpx.Client, tiny
 
 @pytest.mark.parametrize(
     "body",
-    [r'{"text": "\ud83d"}', r'{"text": "Hi.", "prefix": "\ud800"}', r'{"text": "a\u0000b\u0007"}', '{"text": "🙂"}'],
+    [r'{"text": "\ud83d"}', r'{"text": "a\u0000b\u0007"}', '{"text": "🙂"}'],
 )
 def test_strange_characters_never_break_the_service(client: httpx.Client, body: str) -> None:
     answer = client.post("/translate", content=body.encode(), headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
+
+
+def test_a_prefix_that_cannot_be_written_is_refused_by_name(client: httpx.Client) -> None:
+    body = rb'{"text": "Hi.", "prefix": "\ud800"}'
+    answer = client.post("/translate", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "prefix"
 
 
 def test_scoring_sources_translates_them_first(client: httpx.Client) -> None:

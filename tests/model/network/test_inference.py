@@ -11,8 +11,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.network.decoder import Memory
-from model.network.inference import VOCAB_MULTIPLE, InferenceNetwork
+from model.network.inference import InferenceNetwork
 from model.network.packed import PACKED
+from model.network.packed_decoder import VOCAB_MULTIPLE
 from model.network.recurrent import State
 from model.network.seq2seq import Seq2Seq
 
