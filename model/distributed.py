@@ -26,16 +26,15 @@ from model.errors import InvalidValue, RecurraError, TrainingError
 MAX_PROCESSES = 64
 _PR_SET_PDEATHSIG = 1
 _VERDICT_PATH = "RECURRA_VERDICT_PATH"  # set by `launch` for its workers: where an error that is final is written
-_TIMEOUT = timedelta(
-    hours=6
-)  # the others wait while rank 0 translates the dev set; a peer that dies is noticed at once
+_NUM_RESTARTS = "RECURRA_NUM_RESTARTS"  # set by `launch` as well
+_JOIN_TIMEOUT = timedelta(seconds=60)
+# The others wait while rank 0 translates the dev set; a peer that dies is noticed at once.
+_TIMEOUT = timedelta(hours=6)
 
 
-def launch_command(nproc: int, module: str, arguments: Sequence[str], *, max_restarts: int = 3) -> list[str]:
-    """The command that runs `python -m module arguments` in `nproc` processes of this machine.
-
-    With several, torchrun starts all of them again, up to `max_restarts` times, when one dies; what they do at a
-    restart (`num_restarts`) is to go on from the last checkpoint.
+def launch_command(nproc: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """The command that runs `python -m module arguments` in `nproc` processes of this machine. When one dies, torchrun
+    ends the others.
 
     Raises:
         InvalidValue: `nproc` is below 1 or above `MAX_PROCESSES`.
@@ -44,7 +43,7 @@ def launch_command(nproc: int, module: str, arguments: Sequence[str], *, max_res
         raise InvalidValue("nproc", nproc, f"a whole number from 1 to {MAX_PROCESSES}")
     if nproc == 1:
         return [sys.executable, "-m", module, *arguments]
-    run = ["--standalone", f"--nproc-per-node={nproc}", f"--max-restarts={max_restarts}", "--monitor-interval=0.2"]
+    run = ["--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0", "--monitor-interval=0.2"]
     return [sys.executable, "-m", "torch.distributed.run", *run, "-m", "--", module, *arguments]
 
 
@@ -55,8 +54,12 @@ def launch_environment(nproc: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
 
-def launch(nproc: int, module: str, arguments: Sequence[str]) -> None:
-    """Runs `launch_command` to its end.
+def launch(nproc: int, module: str, arguments: Sequence[str], *, max_restarts: int = 3) -> None:
+    """Runs `launch_command` to its end, again where a process dies; what it does then (`num_restarts`) is to go on from
+    the last checkpoint.
+
+    A torchrun of its own for each start: processes that one torchrun started again did not find one another in half of
+    all cases, and waited for ever.
 
     Raises:
         TrainingError: what a worker raised (see `final_errors`), or that they died too often.
@@ -65,21 +68,23 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         verdict = Path(folder) / "verdict"
         environment = {**launch_environment(nproc), _VERDICT_PATH: str(verdict)}
-        status = subprocess.run(command, env=environment, check=False).returncode
-        if verdict.exists():
-            raise TrainingError(verdict.read_text(encoding="utf-8"))
-        if status:
-            raise TrainingError(
-                f"the {nproc} training processes ended with status {status}, their messages stand above; "
-                "what was saved is whole: resume it"
-            )
+        for restart in range(max_restarts + 1):
+            status = subprocess.run(command, env={**environment, _NUM_RESTARTS: str(restart)}, check=False).returncode
+            if verdict.exists():
+                raise TrainingError(verdict.read_text(encoding="utf-8"))
+            if not status:
+                return
+        raise TrainingError(
+            f"the {nproc} training processes ended with status {status}, their messages stand above; "
+            "what was saved is whole: resume it"
+        )
 
 
 @contextmanager
 def final_errors() -> Iterator[None]:
     """Around the work of a launched process: an error raised on purpose ends all processes for good.
 
-    torchrun starts its processes again after any failure; one that would only come again (wrong options, a loss that
+    `launch` starts its processes again after any failure; one that would only come again (wrong options, a loss that
     is no number) is written down for `launch` instead, and the process ends as if all were well.
     """
     path = os.environ.get(_VERDICT_PATH)
@@ -106,8 +111,8 @@ def is_launched() -> bool:
 
 
 def num_restarts() -> int:
-    """How often torchrun has started these processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """How often `launch` has started these processes again."""
+    return int(os.environ.get(_NUM_RESTARTS, "0"))
 
 
 def _die_with_parent() -> None:
@@ -134,7 +139,9 @@ class Group:
             torch.cuda.set_device(self.local_rank)
         if self.size > 1 and not dist.is_initialized():
             _die_with_parent()
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
+            dist.distributed_c10d._set_pg_timeout(_TIMEOUT)
 
     @property
     def is_main(self) -> bool:
