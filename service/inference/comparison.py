@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.bleu import reference_streams
 from model.errors import CheckpointError, InvalidValue
-from service.errors import EngineFailure, LimitExceeded, VersionRefused
+from service.errors import LimitExceeded, VersionRefused
+from service.inference.subprocesses import run_module
 from service.logs import EventLog
 
 if TYPE_CHECKING:
@@ -188,27 +189,9 @@ class Comparer:
         return Comparison(**answer)
 
     async def _run_in_process(self, job: bytes) -> bytes:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __name__,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a traceback may hold texts
-        )
-        try:
-            answer, _ = await asyncio.wait_for(process.communicate(job), self._max_seconds)
-        except TimeoutError as exc:
-            limit = int(self._max_seconds)
-            raise LimitExceeded("if_better", limit, limit, "seconds of work", "RECURRA_MAX_COMPARE_SECONDS") from exc
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            log.warning("comparison_failed", exit_code=process.returncode)
-            raise EngineFailure("the comparing process failed")
-        return answer
+        limit = int(self._max_seconds)
+        overdue = LimitExceeded("if_better", limit, limit, "seconds of work", "RECURRA_MAX_COMPARE_SECONDS")
+        return await run_module(__name__, job, max_seconds=self._max_seconds, overdue=overdue, log=log)
 
 
 def main() -> None:

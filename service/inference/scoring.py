@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.bleu import MetricScore, score
-from service.errors import EngineFailure, LimitExceeded
+from service.errors import LimitExceeded
+from service.inference.subprocesses import run_module
 from service.logs import EventLog
 
 _SMALL_WORDS = 2000  # scored in about 30 ms
@@ -62,27 +63,9 @@ class Scorer:
         return {name: MetricScore(**fields) for name, fields in json.loads(answer).items()}
 
     async def _run_in_process(self, job: bytes) -> bytes:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __name__,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a traceback may hold texts
-        )
-        try:
-            answer, _ = await asyncio.wait_for(process.communicate(job), self._max_seconds)
-        except TimeoutError as exc:
-            limit = int(self._max_seconds)
-            raise LimitExceeded("metrics", limit, limit, "seconds of work", "RECURRA_MAX_SCORE_SECONDS") from exc
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            log.warning("scoring_failed", exit_code=process.returncode)
-            raise EngineFailure("the scoring process failed")
-        return answer
+        limit = int(self._max_seconds)
+        overdue = LimitExceeded("metrics", limit, limit, "seconds of work", "RECURRA_MAX_SCORE_SECONDS")
+        return await run_module(__name__, job, max_seconds=self._max_seconds, overdue=overdue, log=log)
 
 
 def _run(job: dict[str, Any]) -> dict[str, MetricScore]:
