@@ -1,5 +1,6 @@
 # Two stages: the first installs into a virtual environment, the second carries it without compilers or caches.
 FROM python:3.11-slim-bookworm AS build
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 RUN python3 -m venv /opt/recurra
 COPY pyproject.toml README.md LICENSE NOTICE ./

@@ -73,12 +73,13 @@ def main(
     print("| requests | number | failed | p50, ms | p95, ms | p99, ms | longest, ms |")
     print("|---|---|---|---|---|---|---|")
     first = windows[0][0]
-    during = [a for a in answers if any(a.started < end and a.ended > start for start, end in windows)]
-    for label, chosen in (
-        ("before the first switch", [a for a in answers if a.ended < first]),
-        ("during a switch", during),
-        ("between switches", [a for a in answers if a.ended >= first and a not in during]),
-    ):
+    groups: dict[str, list[Answer]] = {"before the first switch": [], "during a switch": [], "between switches": []}
+    for answer in answers:
+        is_during = any(answer.started < end and answer.ended > start for start, end in windows)
+        is_before = answer.ended < first
+        name = "during a switch" if is_during else "before the first switch" if is_before else "between switches"
+        groups[name].append(answer)
+    for label, chosen in groups.items():
         print(_line(label, chosen))
     seconds = [end - start for start, end in windows]
     versions = {a.version for a in answers if a.status == 200}

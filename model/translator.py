@@ -431,8 +431,8 @@ def _time_steps(network: InferenceNetwork, num_steps: int = 3, num_rows: int = _
     memory, rows = network.encode(ids[:, None].expand(-1, 16), [2] * num_rows)
     started = time.perf_counter()
     for _ in range(num_steps):
-        log_probs, rows, _ = network.step(ids, rows, (memory,))
-    float(log_probs[0, 0])  # waits for a GPU
+        scores, rows, _ = network.step(ids, rows, (memory,))
+    float(scores.logits[0, 0])  # waits for a GPU
     return time.perf_counter() - started
 
 

@@ -35,6 +35,7 @@ from model.decoding.coverage import Coverage
 from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult, TreeNode
 from model.decoding.selection import top_of_beams
+from model.network.token_scores import TokenScores
 
 _GROWTH = 32
 
@@ -92,12 +93,12 @@ class BeamSearch(LaneSearch):
         self._limits = torch.cat((self._limits, limits))
         self._coverage.add(segments, self.k)
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
         num_segments, k = len(self.segments), self.k
         self._coverage.absorb(attention)
-        constrain(log_probs, k, self.segments if self.is_constrained else (), self._history)
-        num_candidates = min(2 * k, k * log_probs.shape[1])
-        totals, parents, tokens = top_of_beams(log_probs, self._log_probs, num_candidates)  # [R, C], best first
+        constrain(scores, k, self.segments if self.is_constrained else (), self._history)
+        num_candidates = min(2 * k, k * scores.logits.shape[1])
+        totals, parents, tokens = top_of_beams(scores, self._log_probs, num_candidates)  # [R, C], best first
         is_end = tokens == EOS_ID
         going = torch.where(is_end, NEVER, totals)
         # The best K that go on, in their order: among the best K candidates and K more, at most K end.

@@ -19,22 +19,26 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.lane import LiveSegment
 from model.decoding.search import NEVER, NUM_BANNED, SearchOptions
+from model.network.token_scores import TokenScores
 
 _FINITE = torch.finfo(torch.float32).min
 
 
 def constrain(
-    log_probs: Tensor, k: int, segments: Sequence[LiveSegment], history: Callable[[int], list[list[int]]]
+    scores: TokenScores, k: int, segments: Sequence[LiveSegment], history: Callable[[int], list[list[int]]]
 ) -> None:
     """Forbids, in place.
 
     Args:
-        log_probs: [R·K, V].
+        scores: of R·K rows.
         k: K.
         segments: R of them.
         history: tokens so far of each row of the segment at a position; called only where a rule needs them.
     """
-    log_probs[:, :NUM_BANNED] = NEVER
+    scores.forbid_first(NUM_BANNED)
+    if not any(segment.options.is_constrained for segment in segments):
+        return
+    log_probs = scores.log_probs()
     for position, segment in enumerate(segments):
         if segment.options.is_constrained:
             rows = log_probs[position * k : (position + 1) * k]

@@ -36,6 +36,7 @@ from model.decoding.constraints import constrain
 from model.decoding.coverage import log_coverage
 from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
+from model.network.token_scores import TokenScores
 
 _LOWEST = torch.finfo(torch.float32).min
 _DEAD_SLOT = 0  # where rows without a node start from
@@ -114,11 +115,11 @@ class ExactSearch(LaneSearch):
             root = _Node((), 0.0, _DEAD_SLOT, None)
             self._proofs.append(_Proof(segment.best.hypotheses[0], [root]))
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
         rows = [
             (i * self.k + j, i, node) for i, proof in enumerate(self._proofs) for j, node in enumerate(proof.extending)
         ]
-        self._constrain(log_probs, rows)
+        log_probs = self._constrain(scores, rows)
         self._end(log_probs[:, EOS_ID].tolist(), attention, rows)
         log_probs[:, EOS_ID] = NEVER
         self._find_children(log_probs, rows)
@@ -139,13 +140,15 @@ class ExactSearch(LaneSearch):
             parked=parked,
         )
 
-    def _constrain(self, log_probs: Tensor, rows: Sequence[tuple[int, int, _Node]]) -> None:
-        """Forbids row by row: the nodes of one segment differ in length."""
-        constrain(log_probs, 1, (), lambda _: [])
+    def _constrain(self, scores: TokenScores, rows: Sequence[tuple[int, int, _Node]]) -> Tensor:
+        """Log-probabilities [R·K, V] of what is allowed, row by row: the nodes of one segment differ in length."""
+        constrain(scores, 1, (), lambda _: [])
+        log_probs = scores.log_probs()
         for row, position, node in rows:
             segment = self.segments[position]
             if segment.options.is_constrained:
                 _constrain_row(log_probs[row : row + 1], segment, node.tokens)
+        return log_probs
 
     def _end(self, ends: Sequence[float], attention: Tensor | None, rows: Sequence[tuple[int, int, _Node]]) -> None:
         """Every node might end here, at these log-probabilities [R·K] of `<eos>`; the best so far may change."""
@@ -255,4 +258,4 @@ class ExactSearch(LaneSearch):
 
 def _constrain_row(log_probs: Tensor, segment: LiveSegment, tokens: Sequence[int]) -> None:
     """Forbids in place, in log_probs [1, V], what may not follow these tokens."""
-    constrain(log_probs, 1, [replace(segment, num_tokens=len(tokens))], lambda _: [list(tokens)])
+    constrain(TokenScores(log_probs), 1, [replace(segment, num_tokens=len(tokens))], lambda _: [list(tokens)])

@@ -19,6 +19,7 @@ from model.decoding.coverage import Coverage
 from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 from model.decoding.selection import best_of
+from model.network.token_scores import TokenScores
 
 _GROWTH = 32
 
@@ -44,15 +45,15 @@ class GreedySearch(LaneSearch):
         self._limits = torch.cat((self._limits, limits))
         self._coverage.add(segments, 1)
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
         self._coverage.absorb(attention)
         if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
-            constrain(log_probs, 1, self.segments, lambda i: [self._history(i)])
+            constrain(scores, 1, self.segments, lambda i: [self._history(i)])
         else:
-            constrain(log_probs, 1, (), lambda i: [])
-        best, ids = best_of(log_probs)
+            constrain(scores, 1, (), lambda i: [])
+        best, ids = best_of(scores)
         if int(self._lens.max()) >= self._tokens.shape[1]:
             self._widen()
         self._tokens.scatter_(1, self._lens[:, None], ids[:, None])

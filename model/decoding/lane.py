@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.search import Finish, SearchOptions, SegmentResult
+from model.network.token_scores import TokenScores
 
 
 @dataclass(eq=False)
@@ -57,7 +58,7 @@ class Absorbed:
 class LaneSearch:
     """One kind of search over all its segments at once: pure bookkeeping on log-probabilities.
 
-    Rows stand segment by segment, K for each. The loop calls `absorb` with the rows' log-probabilities and extends the
+    Rows stand segment by segment, K for each. The loop calls `absorb` with the rows' scores and extends the
     rows as it is told; then `keep`, where segments left.
 
     Args:
@@ -82,8 +83,8 @@ class LaneSearch:
         self.segments.extend(segments)
         self.is_constrained |= any(segment.options.is_constrained for segment in segments)
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
-        """Takes a step: log_probs [R·K, V] float32, which it may overwrite, and attention [R·K, S] if there is any."""
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
+        """Takes a step: the scores of R·K rows, which it may overwrite, and attention [R·K, S] if there is any."""
         raise NotImplementedError
 
     def keep(self, order: Sequence[int]) -> None:

@@ -32,6 +32,7 @@ from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
 from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
+from model.network.token_scores import TokenScores
 
 # Tokens 2**40 times less probable than the best are never drawn; the weights of a million tokens still fit an int64.
 _LARGEST_WEIGHT = 2.0**40
@@ -124,9 +125,10 @@ class SamplingSearch(LaneSearch):
         self._top_k = torch.tensor(top_k, dtype=torch.int64, device=self.device)  # [F]
         self._top_p = torch.tensor([options[row].top_p for row in some], dtype=torch.float64, device=self.device)  # [F]
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
         self._coverage.absorb(attention)
-        constrain(log_probs, self.k, self.segments if self.is_constrained else (), self._history)
+        constrain(scores, self.k, self.segments if self.is_constrained else (), self._history)
+        log_probs = scores.log_probs()
         weights = weights_of(log_probs, self._temperature)
         if len(self._filtered):
             at = self._filtered

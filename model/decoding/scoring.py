@@ -17,6 +17,7 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
 from model.decoding.search import Finish, SegmentResult
+from model.network.token_scores import TokenScores
 
 
 @dataclass(eq=False)
@@ -42,9 +43,9 @@ class ForcedSearch(LaneSearch):
             best = segment.best.hypotheses[0]
             self._walks.append(_Walk([*best.token_ids, EOS_ID] if best.finish == "eos" else list(best.token_ids)))
 
-    def absorb(self, log_probs: Tensor, attention: Tensor | None) -> Absorbed:
+    def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
         ids = torch.tensor([walk.tokens[len(walk.log_probs)] for walk in self._walks], device=self.device)
-        costs = log_probs.gather(1, ids[:, None]).flatten().tolist()
+        costs = scores.log_probs().gather(1, ids[:, None]).flatten().tolist()
         looks = [None] * len(costs) if attention is None else attention.tolist()
         done: list[tuple[int, SegmentResult]] = []
         for i, (segment, walk) in enumerate(zip(self.segments, self._walks, strict=True)):

@@ -1,8 +1,9 @@
-"""The best few of many log-probabilities, without sorting them. Pure functions.
+"""The best few of many scores, without sorting them. Pure functions.
 
 `torch.topk` looks for its k among all V values of a row at once. Here a row is cut into blocks of 64: a block's largest
-value is found by one vectorised pass, the best k values can only lie in the k blocks whose largest values are best, and
-only those are looked at closely. For 320 rows of 8,000 and k = 10 that takes half the time, and for k = 1 a sixth.
+value is known already or found by one vectorised pass, the best k values can only lie in the k blocks whose largest
+values are best, and only those are looked at closely. For 320 rows of 8,000 and k = 10 that takes half the time, and
+for k = 1 a sixth, before the blocks' largest are known.
 
 Shape letters: N rows, W width, k values wanted, R segments, K rows a segment, V vocabulary.
 """
@@ -11,26 +12,27 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_BLOCK = 64
+from model.network.token_scores import BLOCK, TokenScores
 
 
-def best_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [N, W] -> its largest values [N] and where they stand [N] int64."""
-    num_rows, width = x.shape
-    if width % _BLOCK:
-        return x.max(dim=1)
-    blocks = x.view(num_rows, -1, _BLOCK)
-    block = blocks.amax(dim=2).argmax(dim=1)  # [N]
-    index = block[:, None, None].expand(-1, 1, _BLOCK)
-    values, at = blocks.gather(1, index).squeeze(1).max(dim=1)
-    return values, at.add_(block, alpha=_BLOCK)
+def best_of(scores: TokenScores) -> tuple[Tensor, Tensor]:
+    """The largest log-probability of each row [N], and its token [N] int64."""
+    logits, norms = scores.logits, scores.log_norms
+    if not scores.is_in_blocks:
+        values, at = logits.max(dim=1)
+    else:
+        block = scores.peaks().argmax(dim=1)  # [N]
+        index = block[:, None, None].expand(-1, 1, BLOCK)
+        values, at = logits.view(len(scores), -1, BLOCK).gather(1, index).squeeze(1).max(dim=1)
+        at.add_(block, alpha=BLOCK)
+    return (values if norms is None else values - norms), at
 
 
-def top_of_beams(log_probs: Tensor, totals: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def top_of_beams(scores: TokenScores, totals: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each segment, over all its rows.
 
     Args:
-        log_probs: [R·K, V] of the next token.
+        scores: of the next token, of R·K rows.
         totals: [R, K] of the rows so far.
         k: how many are wanted; no more than K·V.
 
@@ -38,19 +40,21 @@ def top_of_beams(log_probs: Tensor, totals: Tensor, k: int) -> tuple[Tensor, Ten
         Log-probabilities [R, k] best first, the rows they continue [R, k] and their tokens [R, k], both int64.
     """
     num_segments, num_rows = totals.shape
-    width = log_probs.shape[1]
-    if width % _BLOCK or k >= num_rows * (width // _BLOCK):
-        sums = (log_probs.view(num_segments, num_rows, width) + totals[:, :, None]).flatten(1)
+    logits, width = scores.logits, scores.logits.shape[1]
+    if scores.log_norms is not None:
+        totals = totals - scores.log_norms.view(num_segments, num_rows)
+    if not scores.is_in_blocks or k >= num_rows * (width // BLOCK):
+        sums = (logits.view(num_segments, num_rows, width) + totals[:, :, None]).flatten(1)
         values, index = sums.topk(k, dim=1)
         return values, index // width, index % width
-    num_blocks = width // _BLOCK
-    blocks = log_probs.view(num_segments, num_rows * num_blocks, _BLOCK)
-    peaks = blocks.amax(dim=2).view(num_segments, num_rows, num_blocks) + totals[:, :, None]
+    num_blocks = width // BLOCK
+    blocks = logits.view(num_segments, num_rows * num_blocks, BLOCK)
+    peaks = scores.peaks().view(num_segments, num_rows, num_blocks) + totals[:, :, None]
     chosen = peaks.flatten(1).topk(k, dim=1, sorted=False).indices  # [R, k] of K·V/64
     rows = chosen // num_blocks
-    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK))  # [R, k, 64]
+    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK))  # [R, k, 64]
     candidates += totals.gather(1, rows)[:, :, None]
     values, at = candidates.flatten(1).topk(k, dim=1)
-    block = at // _BLOCK
-    tokens = (chosen.gather(1, block) % num_blocks) * _BLOCK + at % _BLOCK
+    block = at // BLOCK
+    tokens = (chosen.gather(1, block) % num_blocks) * BLOCK + at % BLOCK
     return values, rows.gather(1, block), tokens

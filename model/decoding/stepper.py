@@ -213,14 +213,12 @@ class StepDecoder:
         if not self._lanes:
             return []
         lanes = list(self._lanes.values())
-        log_probs, state, attention = self._network.step(
-            self._ids, self._state, [lane.sources.memory() for lane in lanes]
-        )
+        scores, state, attention = self._network.step(self._ids, self._state, [lane.sources.memory() for lane in lanes])
         absorbed: list[Absorbed] = []
         start = 0
         for i, lane in enumerate(lanes):
             end = start + lane.search.num_rows
-            absorbed.append(lane.search.absorb(log_probs[start:end], attention[i] if attention else None))
+            absorbed.append(lane.search.absorb(scores.rows(start, end), attention[i] if attention else None))
             parked = absorbed[-1].parked
             if parked is not None:
                 lane.park([part[start:end] for part in state], *parked)

@@ -2,6 +2,8 @@
 
 What is different from the modules, and why:
 
+    kernels       in eight bits, on a processor that has the instructions, the products and what follows them are the
+                  compiled loops of kernels.cpp; else everything is made of torch's operations (the packed_* modules)
     tables        what an embedding adds to the gates is computed once for the whole vocabulary, so that a step looks
                   it up instead of multiplying: a tenth of the products of an LSTM with input feeding
     one product   the input's and the state's share of an additive cell's gates are one product over both side by side
@@ -24,12 +26,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.network.decoder import Memory
+from model.network.kernels import LANES, library
+from model.network.native_decoder import NativeDecoder
+from model.network.native_encoder import NativeEncoder
 from model.network.packed import PACKED
 from model.network.packed_decoder import PackedDecoder, StepOutput
 from model.network.packed_encoder import PackedEncoder
 from model.network.recurrent import State
 from model.network.seq2seq import Seq2Seq
+
+
+def can_be_native(config: ModelConfig) -> bool:
+    """Whether the kernels of kernels.cpp can run a network of this shape here."""
+    dims = [config.encoder_dim, config.decoder_dim, config.readout_dim, config.memory_dim]
+    if config.attention == "additive":
+        dims.append(config.attention_dim)
+    return library() is not None and not config.layer_norm and all(dim % LANES == 0 for dim in dims)
 
 
 class InferenceNetwork:
@@ -38,23 +52,33 @@ class InferenceNetwork:
     Args:
         network: in evaluation mode, float32. Its weights are copied; it is not needed afterwards.
         precision: `fp32`, `bf16` or `int8` (on a CPU).
+        is_native: for `int8`, False keeps to torch's own operations.
     """
 
-    def __init__(self, network: Seq2Seq, precision: str = "fp32") -> None:
+    def __init__(self, network: Seq2Seq, precision: str = "fp32", *, is_native: bool = True) -> None:
         linear = PACKED[precision]
         self.config = network.config
         self.precision = precision
         self.device = network.decoder.output.weight.device
+        is_on_cpu = self.device.type == "cpu"
+        self.is_native = is_native and precision == "int8" and is_on_cpu and can_be_native(network.config)
         with torch.inference_mode():
-            self._encoder = PackedEncoder(network, linear)
-            self._decoder = PackedDecoder(network.decoder, linear, self._encoder.bound)
+            if self.is_native:
+                self._native_encoder = NativeEncoder(network)
+                self._native_decoder = NativeDecoder(network.decoder, self._native_encoder.bound)
+            else:
+                self._encoder = PackedEncoder(network, linear)
+                self._decoder = PackedDecoder(network.decoder, linear, self._encoder.bound)
 
     @torch.inference_mode()
     def encode(self, src_ids: Tensor, src_lens: Sequence[int]) -> tuple[Memory, State]:
         """Reads B sentences: src_ids [B, S] int64, their lengths -> their memory, and the state before `<bos>`."""
+        lens = torch.tensor(src_lens, device=self.device)
+        if self.is_native:
+            encoded = self._native_encoder(src_ids, src_lens)
+            return self._native_decoder.memory(encoded, lens), self._native_decoder.init_state(encoded.last_states)
         outputs, last_states = self._encoder(src_ids, src_lens)
-        memory = self._decoder.memory(outputs, last_states, torch.tensor(src_lens, device=self.device))
-        return memory, self._decoder.init_state(last_states)
+        return self._decoder.memory(outputs, last_states, lens), self._decoder.init_state(last_states)
 
     @torch.inference_mode()
     def step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
@@ -65,4 +89,5 @@ class InferenceNetwork:
             state: tensors [N, ...], as `encode` or the last `step` returned them, indexed as the search asks.
             memories: the source sentences of the rows, in their order.
         """
-        return self._decoder.step(ids, state, memories)
+        decoder = self._native_decoder if self.is_native else self._decoder
+        return decoder.step(ids, state, memories)

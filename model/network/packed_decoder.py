@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network.attention import Attention
 from model.network.decoder import Decoder, Memory
 from model.network.packed import Fp32Linear, PackedLinear, padded_rows
 from model.network.packed_cell import PackedCell, beside, product
 from model.network.recurrent import CELLS, Cell, RNNCell, State
-
-VOCAB_MULTIPLE = 64  # log-probabilities are padded to it with -inf, so that a search can look at them in blocks
+from model.network.token_scores import BLOCK, TokenScores
 
 
 class StepOutput(NamedTuple):
     """What one step gives.
 
     Attributes:
-        log_probs: [N, V'] float32, V padded to a multiple of `VOCAB_MULTIPLE`.
+        scores: of N rows over V', V padded to a multiple of the scores' blocks.
         state: after the step, tensors [N, ...].
         attention: for each memory its rows' weights [R·K, S]; empty without attention.
     """
 
-    log_probs: Tensor
+    scores: TokenScores
     state: State
     attention: tuple[Tensor, ...]
 
@@ -38,6 +38,35 @@ class StepOutput(NamedTuple):
 def _filled(x: Tensor, num_rows: int) -> Tensor:
     """x [N, ...] with rows of zeros up to so many."""
     return x if x.shape[0] == num_rows else F.pad(x, (0, 0, 0, num_rows - x.shape[0]))
+
+
+def padded_output(decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """Weight [V', F] and bias [V'] of the output layer, with tokens that never come up to a whole block."""
+    weight, bias = decoder.output.weight, decoder.output.bias
+    num_missing = -weight.shape[0] % BLOCK
+    return (
+        torch.cat((weight, weight.new_zeros(num_missing, weight.shape[1]))),
+        torch.cat((bias, bias.new_full((num_missing,), float("-inf")))),
+    )
+
+
+def pack_bridge(bridge: nn.Module) -> Fp32Linear | None:
+    """None where states pass as they are."""
+    if isinstance(bridge, nn.Identity):
+        return None
+    affine = cast(nn.Linear, cast(nn.Sequential, bridge)[0])
+    return Fp32Linear(affine.weight, affine.bias)  # once a request, and a cell's c has no bound
+
+
+def look_up(attention: Attention, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    """queries [R·K, A] -> context [R·K, M] and weights [R·K, S]."""
+    assert memory.keys is not None and memory.values is not None
+    num_entries, shape = memory.num_entries, (memory.num_entries, memory.rows_each, -1)
+    looked_up = (queries.view(shape), memory.keys, memory.values, memory.mask)
+    if num_entries == 1:  # the kernel for one sentence adds in another order
+        looked_up = cast(tuple[Tensor, Tensor, Tensor, Tensor], tuple(t.expand(2, *t.shape[1:]) for t in looked_up))
+    context, weights = attention.look_up(*looked_up)
+    return context[:num_entries].flatten(0, 1), weights[:num_entries].flatten(0, 1)
 
 
 class PackedDecoder:
@@ -73,7 +102,7 @@ class PackedDecoder:
         if project_query is not None:
             self._queries = linear(project_query.weight, project_query.bias, bound=self._bound)
         self._pack_readout(decoder, linear)
-        self._bridges = [self._pack_bridge(bridge) for bridge in decoder.bridges]
+        self._bridges = [pack_bridge(bridge) for bridge in decoder.bridges]
         self._source_layers = [decoder.source_layer(layer) for layer in range(config.decoder_layers)]
 
     def _pack_readout(self, decoder: Decoder, linear: type[PackedLinear]) -> None:
@@ -90,19 +119,7 @@ class PackedDecoder:
             self._readout = linear(of_state, bias, bound=self._bound)
         else:
             self._readout = linear(torch.cat((of_state, of_context), dim=1), bias, bound=self._bound)
-        num_missing = -config.tgt_vocab_size % VOCAB_MULTIPLE
-        out_weight = torch.cat(
-            (decoder.output.weight, decoder.output.weight.new_zeros(num_missing, config.readout_dim))
-        )
-        out_bias = torch.cat((decoder.output.bias, decoder.output.bias.new_full((num_missing,), float("-inf"))))
-        self._output = linear(out_weight, out_bias)
-
-    @staticmethod
-    def _pack_bridge(bridge: nn.Module) -> Fp32Linear | None:
-        if isinstance(bridge, nn.Identity):
-            return None
-        affine = cast(nn.Linear, cast(nn.Sequential, bridge)[0])
-        return Fp32Linear(affine.weight, affine.bias)  # once a request, and a cell's c has no bound
+        self._output = linear(*padded_output(decoder))
 
     def memory(self, outputs: Tensor, last_states: Sequence[State], lens: Tensor) -> Memory:
         """outputs [B, S, M] with zeros where there is no token -> the memory of B sentences."""
@@ -138,8 +155,8 @@ class PackedDecoder:
         if not num_missing:
             return self._step(ids, state, memories)
         filled = tuple(F.pad(part, (0, 0, 0, num_missing)) for part in state)
-        log_probs, state, attention = self._step(F.pad(ids, (0, num_missing)), filled, memories)
-        return StepOutput(log_probs[:num_rows], tuple(part[:num_rows] for part in state), attention)
+        scores, state, attention = self._step(F.pad(ids, (0, num_missing)), filled, memories)
+        return StepOutput(scores.rows(0, num_rows), tuple(part[:num_rows] for part in state), attention)
 
     def _step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
         """As `step`; there may be more rows than the memories have."""
@@ -177,7 +194,8 @@ class PackedDecoder:
         if config.input_feeding:
             new_state.append(readout)
         logits = self._output(self._prepare(readout))
-        return StepOutput(torch._log_softmax(logits, 1, False, out=logits), tuple(new_state), attention)
+        log_probs = torch._log_softmax(logits, 1, False, out=logits)
+        return StepOutput(TokenScores(log_probs), tuple(new_state), attention)
 
     def _attend(self, state: Tensor, memories: Sequence[Memory]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """state [N, H] -> prepared context [N, M] and each memory's weights [R·K, S]."""
@@ -187,15 +205,8 @@ class PackedDecoder:
         weights: list[Tensor] = []
         num_rows = [memory.num_rows for memory in memories]
         for part, memory in zip(queries[: sum(num_rows)].split(num_rows), memories, strict=True):
-            assert memory.keys is not None and memory.values is not None
-            num_entries, shape = memory.num_entries, (memory.num_entries, memory.rows_each, -1)
-            looked_up = (part.view(shape), memory.keys, memory.values, memory.mask)
-            if num_entries == 1:
-                looked_up = cast(
-                    tuple[Tensor, Tensor, Tensor, Tensor], tuple(t.expand(2, *t.shape[1:]) for t in looked_up)
-                )
-            context, weight = self._attention.look_up(*looked_up)
-            contexts.append(context[:num_entries].flatten(0, 1))
-            weights.append(weight[:num_entries].flatten(0, 1))
+            context, weight = look_up(self._attention, part, memory)
+            contexts.append(context)
+            weights.append(weight)
         context = self._prepare(contexts[0] if len(contexts) == 1 else torch.cat(contexts), self._bound)
         return _filled(context, state.shape[0]), tuple(weights)

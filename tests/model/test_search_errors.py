@@ -69,12 +69,12 @@ def every_translation(
 
     def extend(words: tuple[int, ...], log_prob: float, state: Any) -> None:
         last = words[-1] if words else BOS_ID
-        log_probs, state, _ = translator.network.step(torch.tensor([last]), state, (memory,))
-        costs = log_probs[0].tolist()
+        step = translator.network.step(torch.tensor([last]), state, (memory,))
+        costs = step.scores.log_probs()[0].tolist()
         scores[words] = (log_prob + costs[EOS_ID]) / (len(words) + 1) ** length_penalty
         if len(words) + 2 <= LIMIT:
             for word in WORDS:
-                extend((*words, word), log_prob + costs[word], state)
+                extend((*words, word), log_prob + costs[word], step.state)
 
     with torch.inference_mode():
         extend((), 0.0, first)

@@ -16,6 +16,7 @@ from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
 from model.errors import InvalidValue
+from model.network.token_scores import TokenScores
 from tests.model.decoding import tables
 from tests.model.decoding.tables import WORDS
 
@@ -34,7 +35,7 @@ def search(
     results: dict[int, SegmentResult] = {}
     while live:
         rows = [next_log_probs(h, seeds[live[i // options.k]]) for i, h in enumerate(histories)]
-        step = beam.absorb(torch.stack(rows), None)
+        step = beam.absorb(TokenScores(torch.stack(rows)), None)
         parents = range(len(histories)) if step.rows is None else step.rows.tolist()
         histories = [(*histories[p], t) for p, t in zip(parents, step.ids.tolist(), strict=True)]
         results.update({live[at]: result for at, result in step.done})
@@ -173,7 +174,7 @@ def test_a_segment_at_its_limit_stops_there_beside_one_that_is_stuck() -> None:
     beam = BeamSearch(1, torch.device("cpu"))
     beam.add([LiveSegment(i, options, options.length_limit(4), 4) for i, options in enumerate((ends, stuck))])
     for _ in range(3):  # the second has only two words to say
-        step = beam.absorb(torch.stack([next_log_probs((), 3), next_log_probs((), 3)]), None)
+        step = beam.absorb(TokenScores(torch.stack([next_log_probs((), 3), next_log_probs((), 3)])), None)
     assert {at: len(best(result).token_ids) for at, result in step.done} == {0: 3, 1: 2}
 
 

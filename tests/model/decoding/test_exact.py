@@ -17,6 +17,7 @@ from model.decoding.constraints import forbidden_next
 from model.decoding.exact import ExactSearch
 from model.decoding.lane import LiveSegment
 from model.decoding.search import NEVER, Finish, Hypothesis, SearchOptions, SegmentResult
+from model.network.token_scores import TokenScores
 from tests.model.decoding import tables
 from tests.model.decoding.tables import VOCAB, WORDS
 
@@ -87,7 +88,7 @@ class Loop:
     def step(self) -> None:
         self.states = [(*s, t) if t != BOS_ID else s for s, t in zip(self.states, self.ids, strict=True)]
         log_probs = torch.stack([next_log_probs(s[1:], s[0]) for s in self.states])
-        step = self.search.absorb(log_probs, torch.stack([attention_of(s[1:], s[0]) for s in self.states]))
+        step = self.search.absorb(TokenScores(log_probs), torch.stack([attention_of(s[1:], s[0]) for s in self.states]))
         assert step.parked is not None and step.rows is not None
         parked_rows, slots = (part.tolist() for part in step.parked)
         assert len(set(slots)) == len(slots)
@@ -117,7 +118,7 @@ def beam(table: int, options: SearchOptions, limit: int = LIMIT) -> SegmentResul
     histories: list[tuple[int, ...]] = [()] * options.k
     while True:
         attention = torch.stack([attention_of(h, table) for h in histories])
-        step = search.absorb(torch.stack([next_log_probs(h, table) for h in histories]), attention)
+        step = search.absorb(TokenScores(torch.stack([next_log_probs(h, table) for h in histories])), attention)
         if step.done:
             return step.done[0][1]
         assert step.rows is not None
@@ -187,10 +188,12 @@ def test_a_path_is_pruned_only_where_it_cannot_beat_the_best(length_penalty: flo
     search.add([LiveSegment(0, options, 2, NUM_SRC, best=SegmentResult(hypotheses=(ended,), num_steps=1))])
     log_probs = torch.full((1, VOCAB), NEVER)
     log_probs[0, EOS_ID], log_probs[0, 4] = -0.7, (-0.7 + margin) * 2**length_penalty
-    step = search.absorb(log_probs, None)
+    step = search.absorb(TokenScores(log_probs), None)
     if margin > 0:
         assert not step.done
-        step = search.absorb(torch.full((1, VOCAB), NEVER).index_fill_(1, torch.tensor([EOS_ID]), 0.0), None)
+        step = search.absorb(
+            TokenScores(torch.full((1, VOCAB), NEVER).index_fill_(1, torch.tensor([EOS_ID]), 0.0)), None
+        )
     found = step.done[0][1]
     assert found.hypotheses[0].token_ids == ((4,) if margin > 0 else ())
     assert found.hypotheses[0].score == pytest.approx(-0.7 + max(margin, 0), abs=1e-6)

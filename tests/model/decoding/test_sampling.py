@@ -15,6 +15,7 @@ from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.sampling import SamplingSearch, draw, weights_of, without_tail
 from model.decoding.search import NEVER, SearchOptions, SegmentResult
+from model.network.token_scores import TokenScores
 from tests.model.decoding.tables import VOCAB, WORDS, next_log_probs
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ class Loop:
     def step(self) -> None:
         tables = [segment.handle for segment in self.search.segments for _ in range(self.search.k)]
         log_probs = [next_log_probs(h, table) for h, table in zip(self.histories, tables, strict=True)]
-        step = self.search.absorb(torch.stack(log_probs), None)
+        step = self.search.absorb(TokenScores(torch.stack(log_probs)), None)
         self.histories = [(*h, token) for h, token in zip(self.histories, step.ids.tolist(), strict=True)]
         if step.done:
             self.results.update({self.search.segments[at].handle: result for at, result in step.done})
@@ -88,7 +89,7 @@ def test_translations_are_as_frequent_as_they_are_probable(temperature: float) -
     loop.histories = [()] * num
     seen: Counter[tuple[int, ...]] = Counter()
     while loop.search.segments:
-        step = loop.search.absorb(torch.stack([next_log_probs(h, 3) for h in loop.histories]), None)
+        step = loop.search.absorb(TokenScores(torch.stack([next_log_probs(h, 3) for h in loop.histories])), None)
         loop.histories = [(*h, t) for h, t in zip(loop.histories, step.ids.tolist(), strict=True)]
         seen.update(result.hypotheses[0].token_ids for _, result in step.done)
         gone = dict(step.done)
@@ -241,9 +242,9 @@ def test_a_dead_row_gets_no_more_coverage() -> None:
     certain = torch.full((2, VOCAB), NEVER)
     certain[0, EOS_ID] = certain[1, 4] = 0.0
     attention = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]])  # the last column is padding
-    search.absorb(certain.clone(), attention)
+    search.absorb(TokenScores(certain.clone()), attention)
     certain[1, 4], certain[1, EOS_ID] = NEVER, 0.0
-    step = search.absorb(certain, attention)
+    step = search.absorb(TokenScores(certain), attention)
     scores = [h.score for h in step.done[0][1].hypotheses]
     assert scores == pytest.approx([math.log(0.25 * 0.5), math.log(0.2 * 0.4)], abs=1e-5)
 
@@ -254,11 +255,11 @@ def test_coverage_stays_with_its_segment() -> None:
     search.add([LiveSegment(handle, options, 3, 2) for handle in range(2)])
     certain = torch.full((2, VOCAB), NEVER)
     certain[0, EOS_ID] = certain[1, 4] = 0.0
-    search.absorb(certain, torch.tensor([[0.25, 0.75], [0.1, 0.3]]))
+    search.absorb(TokenScores(certain), torch.tensor([[0.25, 0.75], [0.1, 0.3]]))
     search.keep([1])
     certain = torch.full((1, VOCAB), NEVER)
     certain[0, EOS_ID] = 0.0
-    step = search.absorb(certain, torch.tensor([[0.1, 0.3]]))
+    step = search.absorb(TokenScores(certain), torch.tensor([[0.1, 0.3]]))
     assert step.done[0][1].hypotheses[0].score == pytest.approx(math.log(0.2 * 0.6), abs=1e-5)
 
 
