@@ -13,8 +13,13 @@ One step, for K = 2 over the tokens a, b and <eos> (probabilities, not logarithm
     live      "aa" 0.30  "ab" 0.06 or "ba" 0.06        the best K that go on, ties by position
 
 A segment is done when its n_best finished hypotheses cannot be beaten any more: the best live row, were all its coming
-tokens certain and it as long as it may be, scores no higher. No rule counts finished hypotheses: that would favour
-short ones.
+tokens certain and it as long as it may be, scores no higher. With `stop_when` = `proven` it may be as long as the limit
+allows, with `likely` (the default) a quarter and two tokens longer than it is; `k_ended` counts the hypotheses that
+ended instead, and saves most. Over 1,000 sentences of Multi30k and 2,000 of Tatoeba with k = 5:
+
+    proven     113,175 and 150,075 rows
+    likely      86,905 and 131,295 rows    the same translations
+    k_ended     76,490 and 130,355 rows    33 and 72 others, BLEU +0.26 and -0.02
 
 What falls off the beam is not forgotten: the best log-probability that was ever dropped is kept, and where even that
 one, continued for certain, could not score higher than the result, the result is proven to be the best there is.
@@ -23,6 +28,7 @@ one, continued for certain, could not score higher than the result, the result i
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +44,8 @@ from model.decoding.selection import top_of_beams
 from model.network.token_scores import TokenScores
 
 _GROWTH = 32
+_SLACK = 1e-5  # of scores, which are negative
+_GROWTHS = {"proven": (math.inf, 0.0), "likely": (1.25, 2.0), "k_ended": (math.inf, 0.0)}
 
 
 @dataclass(eq=False)
@@ -73,8 +81,11 @@ class BeamSearch(LaneSearch):
         self._tokens = torch.empty(0, k, _GROWTH, dtype=torch.int64, device=device)  # [R, K, T]
         self._dropped = torch.empty(0, device=device)  # [R], the best log-probability that fell off
         self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        # A segment may stop once its best live log-probability is at most this: -inf until n_best are finished.
-        self._enough = torch.empty(0, device=device)  # [R]
+        self._worst = torch.empty(0, device=device)  # [R], score of the n_best-th hypothesis that ended; -inf without
+        self._num_ended = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._needed = torch.empty(0, device=device)  # [R], how many have to end; inf where that is no rule
+        self._penalties = torch.empty(0, device=device)  # [R], length penalties
+        self._growth = torch.empty(0, 2, device=device)  # [R, 2], how much longer a row may get: a share, and tokens
         self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
         self._coverage = Coverage()
 
@@ -87,7 +98,15 @@ class BeamSearch(LaneSearch):
         self._log_probs = torch.cat((self._log_probs, alive))
         self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, self.k, self._tokens.shape[2])))
         self._dropped = torch.cat((self._dropped, self._dropped.new_full((num_new,), NEVER)))
-        self._enough = torch.cat((self._enough, self._enough.new_full((num_new,), NEVER)))
+        self._worst = torch.cat((self._worst, self._worst.new_full((num_new,), NEVER)))
+        self._num_ended = torch.cat((self._num_ended, self._num_ended.new_zeros(num_new)))
+        options = [segment.options for segment in segments]
+        needed = [max(self.k, o.n_best) if o.stop_when == "k_ended" else math.inf for o in options]
+        self._needed = torch.cat((self._needed, torch.tensor(needed, device=self.device)))
+        penalties = torch.tensor([o.length_penalty for o in options], device=self.device)
+        self._penalties = torch.cat((self._penalties, penalties))
+        growth = torch.tensor([_GROWTHS[o.stop_when] for o in options], device=self.device)
+        self._growth = torch.cat((self._growth, growth))
         self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
         limits = torch.tensor([segment.limit for segment in segments], device=self.device)
         self._limits = torch.cat((self._limits, limits))
@@ -128,9 +147,16 @@ class BeamSearch(LaneSearch):
         self._dropped = torch.maximum(self._dropped, torch.maximum(dropped, totals[:, -1]))
 
     def _finish(self, ends: Tensor, totals: Tensor, parents: Tensor) -> None:
-        """Keeps the hypotheses that ended among the best K."""
-        for i, rank in ends.nonzero().tolist():
-            self._keep_hypothesis(i, int(parents[i, rank]), float(totals[i, rank]), "eos")
+        """Keeps the hypotheses that ended among the best K, as far as they are better than those that are kept."""
+        self._num_ended += ends.sum(dim=1)
+        scores = totals[:, : self.k] / ((self._lens + 1) ** self._penalties)[:, None]
+        # Rounded as they are: who is nearly as good is looked at closely. A coverage penalty only lowers the score.
+        is_good = ends & (scores * (1 - _SLACK) > self._worst[:, None])
+        found = is_good.nonzero()
+        rows = parents[found[:, 0], found[:, 1]].tolist()
+        log_probs = totals[found[:, 0], found[:, 1]].tolist()
+        for (i, _), row, log_prob in zip(found.tolist(), rows, log_probs, strict=True):
+            self._keep_hypothesis(i, row, log_prob, "eos")
 
     def _keep_hypothesis(self, position: int, row: int, log_prob: float, finish: Finish) -> None:
         segment, finished = self.segments[position], self._finished[position]
@@ -144,8 +170,7 @@ class BeamSearch(LaneSearch):
         )
         finished.add(hypothesis, segment.options.n_best)
         if finish == "eos" and len(finished.kept) == segment.options.n_best:
-            worst = finished.kept[0][0]
-            self._enough[position] = worst * segment.limit**segment.options.length_penalty
+            self._worst[position] = finished.kept[0][0]
 
     def _append(self, tokens: Tensor, parents: Tensor) -> None:
         width = self._tokens.shape[2]
@@ -159,7 +184,9 @@ class BeamSearch(LaneSearch):
         """Segments that end with this step, but for those that were stuck before it."""
         best_live = self._log_probs[:, 0]
         is_over = (self._lens >= self._limits) | (best_live == NEVER)
-        is_done = is_over | (best_live <= self._enough)
+        longest = torch.minimum(self._limits, self._lens * self._growth[:, 0] + self._growth[:, 1])
+        is_beyond = best_live <= self._worst * longest**self._penalties
+        is_done = is_over | is_beyond | (self._num_ended >= self._needed)
         if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
@@ -220,7 +247,9 @@ class BeamSearch(LaneSearch):
         index = torch.tensor(order, dtype=torch.int64, device=self.device)
         self._finished = [self._finished[i] for i in order]
         self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
-        self._dropped, self._enough = self._dropped[index], self._enough[index]
+        self._dropped, self._worst = self._dropped[index], self._worst[index]
+        self._num_ended, self._needed = self._num_ended[index], self._needed[index]
+        self._penalties, self._growth = self._penalties[index], self._growth[index]
         self._lens, self._limits = self._lens[index], self._limits[index]
         self._coverage.keep(order)
 

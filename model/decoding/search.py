@@ -48,6 +48,9 @@ class SearchOptions:
         top_k, top_p: `sample` draws among the top_k most probable tokens (0 for all), and among the fewest that hold
             top_p of the probability (Holtzman et al. 2020).
         seed: of `sample`; the same seed gives the same translation. None draws one.
+        stop_when: a beam ends `proven` once no live hypothesis could score higher than the result, however long it may
+            get; `likely`, once none could that grows by a quarter and two tokens; `k_ended`, once k hypotheses have
+            ended (first come, first served: Kasai et al. 2022, "A Call for Clarity in Beam Search").
         max_nodes: nodes that `exact` may extend before it gives up proving.
         wants_tree: `beam`, and `exact` of the beam it begins with, also return every node that the beam looked at.
         wants_attention: the attention of the best hypothesis is returned, with each token's log-probability.
@@ -71,6 +74,7 @@ class SearchOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    stop_when: str = "likely"
     max_nodes: int = DEFAULT_MAX_NODES
     wants_tree: bool = False
     wants_attention: bool = False
@@ -106,6 +110,8 @@ class SearchOptions:
             raise InvalidValue("top_p", self.top_p, "a number above 0, up to 1")
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.stop_when not in STOPS:
+            raise InvalidValue("stop_when", self.stop_when, "one of " + ", ".join(STOPS))
         _check_whole("max_nodes", self.max_nodes, 1, 10_000_000)
         self._check_forced()
         check_fit(self.search, {name: getattr(self, name) for name in OWNERS if self._is_set(name)})
@@ -163,16 +169,25 @@ class SearchOptions:
 
 
 SEARCHES = ("greedy", "beam", "sample", "exact")
-# Options of one search, which the others would have to ignore.
-OWNERS = {"temperature": "sample", "top_k": "sample", "top_p": "sample", "seed": "sample", "max_nodes": "exact"}
+STOPS = ("proven", "likely", "k_ended")
+# Options of some searches, which the others would have to ignore.
+OWNERS = {
+    "temperature": ("sample",),
+    "top_k": ("sample",),
+    "top_p": ("sample",),
+    "seed": ("sample",),
+    "stop_when": ("beam", "exact"),
+    "max_nodes": ("exact",),
+}
 
 
 def check_fit(search: str, given: Mapping[str, Any]) -> None:
     """Refuses options, by name, that belong to another search. Raises InvalidValue."""
     for name, value in given.items():
-        owner = OWNERS.get(name, search)
-        if owner != search:
-            raise InvalidValue(name, value, f"nothing with search = {search}: it is an option of search = {owner}")
+        owners = OWNERS.get(name, (search,))
+        if search not in owners:
+            owned = " or ".join(owners)
+            raise InvalidValue(name, value, f"nothing with search = {search}: it is an option of search = {owned}")
 
 
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:

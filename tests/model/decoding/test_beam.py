@@ -14,7 +14,7 @@ from model.data.vocab import EOS_ID
 from model.decoding.beam import BeamSearch
 from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
-from model.decoding.search import Hypothesis, SearchOptions, SegmentResult
+from model.decoding.search import STOPS, Hypothesis, SearchOptions, SegmentResult
 from model.errors import InvalidValue
 from model.network.token_scores import TokenScores
 from tests.model.decoding import tables
@@ -103,13 +103,42 @@ def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
 
     class Unstopped(BeamSearch):
         def _done(self, stuck: Collection[int]) -> list[tuple[int, SegmentResult]]:
-            self._enough.fill_(float("-inf"))
+            self._worst.fill_(float("-inf"))
             return super()._done(stuck)
 
-    options = SearchOptions(k=3, max_length=10)
-    stopped = best(search(options, [seed])[0])
-    unstopped = best(search(options, [seed], lane=Unstopped)[0])
-    assert stopped.score == pytest.approx(unstopped.score, abs=1e-6)
+    options = SearchOptions(k=3, max_length=10, stop_when="proven")
+    (stopped,), (unstopped,) = search(options, [seed]), search(options, [seed], lane=Unstopped)
+    assert best(stopped).score == pytest.approx(best(unstopped).score, abs=1e-6)
+    assert unstopped.num_steps == 10
+
+
+def test_rules_that_prove_less_stop_earlier() -> None:
+    steps = {
+        rule: [result.num_steps for result in search(SearchOptions(k=3, max_length=30, stop_when=rule), list(range(40)))]
+        for rule in STOPS
+    }
+    assert all(likely <= proven for likely, proven in zip(steps["likely"], steps["proven"], strict=True))
+    assert sum(steps["likely"]) < sum(steps["proven"])
+
+
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_k_ended_stops_with_the_step_in_which_the_last_of_k_ends(n_best: int) -> None:
+    k = 3
+    options = SearchOptions(k=k, n_best=n_best, max_length=20, stop_when="k_ended", wants_tree=True)
+    for result in search(options, list(range(20))):
+        depths: list[int] = []
+        for node in result.tree:
+            depths.append(1 if node.parent < 0 else depths[node.parent] + 1)
+        ended = sorted(depth for depth, node in zip(depths, result.tree, strict=True) if node.state == "finished")
+        assert result.num_steps == (ended[k - 1] if len(ended) >= k else 20)
+        assert len(result.hypotheses) == n_best
+
+
+def test_only_a_beam_has_a_rule_to_stop() -> None:
+    with pytest.raises(InvalidValue, match="stop_when"):
+        SearchOptions(search="greedy", k=1, stop_when="proven")
+    with pytest.raises(InvalidValue, match="proven, likely, k_ended"):
+        SearchOptions(stop_when="soon")
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
