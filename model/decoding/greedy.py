@@ -60,8 +60,9 @@ class GreedySearch(LaneSearch):
         self._log_probs.scatter_(1, self._lens[:, None], best[:, None])
         self._lens += 1
         is_done = (ids == EOS_ID) | (self._lens >= self._limits) | (best == NEVER)
-        done = [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist()]
-        return Absorbed(ids=ids, rows=None, done=done)
+        ended = is_done.nonzero().flatten()
+        results = self._results(ended, "length") if len(ended) else []
+        return Absorbed(ids=ids, rows=None, done=list(zip(ended.tolist(), results, strict=True)))
 
     def _widen(self) -> None:
         more = (0, self._tokens.shape[1])
@@ -80,16 +81,29 @@ class GreedySearch(LaneSearch):
         self._coverage.keep(order)
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:
-        return self._result(position, finish)
+        return self._results(torch.tensor([position], device=self.device), finish)[0]
 
     def agreed_ids(self, position: int) -> list[int]:
         return self._history(position)
 
-    def _result(self, position: int, cut: Finish) -> SegmentResult:
-        """Of what there is; `cut` is why it stops, should it not have ended itself."""
+    def _results(self, positions: Tensor, cut: Finish) -> list[SegmentResult]:
+        """Of what segments [D] have; `cut` is why one stops that has not ended itself."""
+        lens = self._lens[positions]
+        width = int(lens.max())
+        log_probs = self._log_probs[positions, :width]  # [D, T]
+        tokens = self._tokens[positions, :width].tolist()
+        others = _best_of_others(log_probs).tolist()
+        return [
+            self._result(position, tokens[i][:length], log_probs_of[:length], others[i][:length], cut)
+            for i, (position, length, log_probs_of) in enumerate(
+                zip(positions.tolist(), lens.tolist(), log_probs.tolist(), strict=True)
+            )
+        ]
+
+    def _result(
+        self, position: int, tokens: list[int], log_probs: list[float], others: list[float], cut: Finish
+    ) -> SegmentResult:
         segment = self.segments[position]
-        tokens = self._history(position)
-        log_probs: list[float] = self._log_probs[position, : len(tokens)].tolist()
         has_ended = tokens[-1] == EOS_ID and log_probs[-1] > NEVER
         num_steps = len(tokens)
         if log_probs[-1] == NEVER:  # nothing was allowed any more
@@ -102,7 +116,9 @@ class GreedySearch(LaneSearch):
             score=score,
             finish="eos" if has_ended else cut,
         )
-        bound = _bound_of_others(log_probs, segment)
+        num_forced = len(segment.options.prefix_ids)
+        best_other = max(others[num_forced : len(log_probs)], default=NEVER)
+        bound = segment.options.best_score_below(best_other, segment.limit)
         return SegmentResult(
             hypotheses=(hypothesis,),
             num_steps=num_steps,
@@ -111,15 +127,11 @@ class GreedySearch(LaneSearch):
         )
 
 
-def _bound_of_others(log_probs: Sequence[float], segment: LiveSegment) -> float:
-    """No hypothesis that leaves the greedy one somewhere scores higher.
+def _best_of_others(log_probs: Tensor) -> Tensor:
+    """Of log_probs [D, T] of the chosen tokens: no hypothesis that leaves the greedy one at t is more probable [D, T].
 
-    At each step any other token has at most what the chosen one left: log(1 - p).
+    Any other token at t has at most what the chosen one left: log(1 - p).
     """
-    bound, so_far = NEVER, 0.0
-    for t, log_prob in enumerate(log_probs):
-        if t >= len(segment.options.prefix_ids):
-            rest = math.log(-math.expm1(min(log_prob, -1e-7)))
-            bound = max(bound, so_far + rest)
-        so_far += log_prob
-    return segment.options.best_score_below(bound, segment.limit)
+    exact = log_probs.double()
+    before = exact.cumsum(dim=1) - exact
+    return before + (-torch.expm1(exact.clamp(max=-1e-7))).log()

@@ -44,18 +44,23 @@ class SourceTable:
 
     def add(self, memory: Memory, entries: Sequence[int]) -> None:
         """Takes in these entries of a memory at least as wide, after all others."""
-        index = torch.tensor(entries, dtype=torch.int64, device=memory.mask.device)
         arrived = [
-            None if part is None else part[index] if is_fixed else part[index, : self._width]
+            None if part is None else part if is_fixed else part[:, : self._width]
             for part, is_fixed in ((memory.keys, 0), (memory.values, 0), (memory.mask, 0), (memory.context, 1))
         ]
         if memory.keys is memory.values:
             arrived[0] = arrived[1]  # dot attention looks at the memory itself
         first, self._num_entries = self._num_entries, self._num_entries + len(entries)
         self._make_room(arrived)
+        is_whole = list(entries) == list(range(memory.num_entries))
+        index = torch.tensor(entries, dtype=torch.int64, device=memory.mask.device)
         for i, (table, part) in enumerate(zip(self._parts, arrived, strict=True)):
-            if table is not None and part is not None and not (i == 0 and table is self._parts[1]):
-                table[first : self._num_entries] = part
+            if table is None or part is None or (i == 0 and table is self._parts[1]):
+                continue
+            if is_whole:
+                table[first : self._num_entries].copy_(part)
+            else:
+                torch.index_select(part, 0, index, out=table[first : self._num_entries])
 
     def _make_room(self, like: Sequence[Tensor | None]) -> None:
         if not self._parts:
@@ -69,7 +74,7 @@ class SourceTable:
         is_shared = self._parts[0] is not None and self._parts[0] is self._parts[1]
         grown: list[Tensor | None] = []
         for part in self._parts:
-            wider = None if part is None else part.new_zeros(capacity, *part.shape[1:])
+            wider = None if part is None else part.new_empty(capacity, *part.shape[1:])
             if part is not None and wider is not None:
                 wider[: part.shape[0]] = part
             grown.append(wider)

@@ -143,6 +143,7 @@ enum Finish { kPlain = 0, kTanh = 1, kLogits = 2 };
 
 struct ProductOut {
     float* floats;         // [N, outputs]
+    const int64_t* rows;   // row n of the floats is rows[n]; or null
     uint8_t* bytes;        // [N, outputs], of kTanh
     float factor;          // 127 / bound of the bytes
     float* peaks;          // [N, panels], of kLogits: the largest of each panel
@@ -160,7 +161,7 @@ inline void ProductTile(
     for (int r = 0; r < R; ++r) {
         __m512 y[4];
         for (int g = 0; g < 4; ++g) y[g] = ToFloat(affine, first + g * kLanes, sums[r][g]);
-        const int64_t at = (row + r) * affine.num_outputs + first;
+        const int64_t at = (out.rows ? out.rows[row + r] : row + r) * affine.num_outputs + first;
         if (F == kLogits) {
             if (out.is_large) {
                 for (int g = 0; g < 4; ++g) _mm512_stream_ps(out.floats + at + g * kLanes, y[g]);
@@ -410,9 +411,9 @@ void recurra_quantize(const float* x, int64_t stride, uint8_t* bytes, int64_t nu
 
 void recurra_product(
     const Affine* affine, int finish, const Inputs* inputs, int64_t num_rows, const float* table, const int64_t* rows,
-    int64_t stride, float* floats, uint8_t* bytes, float factor, int threads) {
+    int64_t stride, float* floats, const int64_t* float_rows, uint8_t* bytes, float factor, int threads) {
     const Added added{table, rows, stride};
-    const ProductOut out{floats, bytes, factor, nullptr, nullptr, false};
+    const ProductOut out{floats, float_rows, bytes, factor, nullptr, nullptr, false};
     if (finish == kTanh) {
         ProductOf<kTanh>(*affine, *inputs, num_rows, added, out, threads);
     } else {
@@ -425,7 +426,7 @@ void recurra_logits(
     const Affine* affine, const Inputs* inputs, int64_t num_rows, float* logits, float* peaks, float* masses,
     float* log_norms, int threads) {
     const bool is_large = num_rows * affine->num_outputs > kLargeFloats;
-    const ProductOut out{logits, nullptr, 0, peaks, masses, is_large};
+    const ProductOut out{logits, nullptr, nullptr, 0, peaks, masses, is_large};
     ProductOf<kLogits>(*affine, *inputs, num_rows, Added{}, out, threads);
     const int64_t num_panels = affine->num_panels;
     for (int64_t n = 0; n < num_rows; ++n) {

@@ -45,7 +45,7 @@ _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "recurra_quantize": (_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _FLOAT),
     "recurra_product": (
-        *(_POINTER, _INT, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _FLOAT, _INT),
+        *(_POINTER, _INT, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT),
     ),
     "recurra_logits": (_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "recurra_cell": (
@@ -149,17 +149,28 @@ class Affine:
             added: [N, O] that are added, with ids [N] int64 rows of a table [·, O].
         """
         out = torch.empty(len(x[0]), self.num_outputs)
-        self._call(0, x, added, ids, out.data_ptr(), None)
+        self._call(0, x, added, ids, out.data_ptr(), None, None)
         return out
+
+    def product_into(self, out: Tensor, rows: Tensor, x: Sequence[Tensor]) -> None:
+        """`product` whose row n goes to row rows[n] of out [·, O] float32, rows [N] int64."""
+        self._call(0, x, None, None, out.data_ptr(), rows.data_ptr(), None)
 
     def tanh(self, x: Sequence[Tensor], *, added: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """tanh of `product`, as bytes [N, O] with bound 1."""
         out = torch.empty(len(x[0]), self.num_outputs, dtype=torch.uint8)
-        self._call(1, x, added, ids, None, out.data_ptr())
+        self._call(1, x, added, ids, None, None, out.data_ptr())
         return out
 
     def _call(
-        self, finish: int, x: Sequence[Tensor], added: Tensor | None, ids: Tensor | None, floats: Any, bytes_: Any
+        self,
+        finish: int,
+        x: Sequence[Tensor],
+        added: Tensor | None,
+        ids: Tensor | None,
+        floats: int | None,
+        rows: int | None,
+        bytes_: int | None,
     ) -> None:
         library().recurra_product(
             self.address,
@@ -170,6 +181,7 @@ class Affine:
             None if ids is None else ids.data_ptr(),
             0 if added is None else added.stride(0),
             floats,
+            rows,
             bytes_,
             127.0,
             torch.get_num_threads(),

@@ -111,7 +111,7 @@ class NativeDecoder:
         if self._keys is None:
             return Memory(outputs, outputs, mask, context)
         keys = torch.zeros(num_rows * width, self._keys.num_outputs)
-        keys.index_copy_(0, encoded.positions, self._keys.product([encoded.bytes]))
+        self._keys.product_into(keys, encoded.positions, [encoded.bytes])
         return Memory(keys.view(num_rows, width, -1), outputs, mask, context)
 
     def init_state(self, last_states: Sequence[State]) -> State:

@@ -114,7 +114,9 @@ def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
 
 def test_rules_that_prove_less_stop_earlier() -> None:
     steps = {
-        rule: [result.num_steps for result in search(SearchOptions(k=3, max_length=30, stop_when=rule), list(range(40)))]
+        rule: [
+            result.num_steps for result in search(SearchOptions(k=3, max_length=30, stop_when=rule), list(range(40)))
+        ]
         for rule in STOPS
     }
     assert all(likely <= proven for likely, proven in zip(steps["likely"], steps["proven"], strict=True))
