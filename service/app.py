@@ -60,6 +60,8 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         comparer=Comparer(settings.max_compare_seconds),
     )
     app = FastAPIOffline(
+        # Prometheus is what Recurra is watched with; asking for another watcher costs every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         title="Recurra",
         description=_DESCRIPTION,
         lifespan=_lifespan(services),

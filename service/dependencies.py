@@ -36,7 +36,7 @@ class Services:
     comparer: Comparer
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:  # `async`: else every request would wait for a thread
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
