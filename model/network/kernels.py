@@ -157,7 +157,7 @@ class Affine:
         self._call(0, x, None, None, out.data_ptr(), rows.data_ptr(), None)
 
     def tanh(self, x: Sequence[Tensor], *, added: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
-        """tanh of `product`, as bytes [N, O] with bound 1."""
+        """tanh of `product` over `TANH_FACTOR` (native_cell.py), as bytes [N, O] with bound 1."""
         out = torch.empty(len(x[0]), self.num_outputs, dtype=torch.uint8)
         self._call(1, x, added, ids, None, None, out.data_ptr())
         return out

@@ -8,6 +8,7 @@ Shape letters: N live rows, G gates, H hidden, V vocabulary, E embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,18 +21,32 @@ from model.network.recurrent import CELLS, Cell, State
 KINDS: dict[type[Cell], int] = {CELLS["rnn"]: 0, CELLS["gru"]: 1, CELLS["lstm"]: 2}  # as kernels.cpp numbers them
 
 
-def bias_of_input(cell: Cell) -> Tensor:
-    """The whole bias where the two shares of the gates enter as their sum only, else the input's."""
-    return cell.bias_ih + cell.bias_hh if cell.is_additive else cell.bias_ih
+TANH_FACTOR = 2 / math.log(2)  # tanh x = 1 - 2 / (1 + 2^(factor x))
+_SIGMOID_FACTOR = -1 / math.log(2)  # σ(x) = 1 / (1 + 2^(factor x))
 
 
-def bias_of_state(cell: Cell) -> Tensor | None:
-    return None if cell.is_additive else cell.bias_hh
+class GateMaps:
+    """A cell's maps to its gates, multiplied as the kernels take them: powers of two are what they compute.
 
+    Attributes:
+        weight_ih, weight_hh: [G·H, I] and [G·H, H].
+        input_bias: the whole bias where the two shares of the gates enter as their sum only, else the input's.
+        state_bias: the rest, or None.
+    """
 
-def table_of(cell: Cell, embedding: Tensor) -> Tensor:
-    """What each token [V, E] adds to the gates [V, G·H]; the first E columns of the cell's input are its embedding."""
-    return Fp32Linear(cell.weight_ih[:, : embedding.shape[1]], bias_of_input(cell))(embedding.float())
+    def __init__(self, cell: Cell) -> None:
+        factors = torch.full((cell.num_gates, 1), _SIGMOID_FACTOR)
+        factors[cell.candidate] = TANH_FACTOR
+        by_gate = factors.expand(-1, cell.hidden_dim).flatten()  # [G·H]
+        self.weight_ih = cell.weight_ih.detach() * by_gate[:, None]
+        self.weight_hh = cell.weight_hh.detach() * by_gate[:, None]
+        bias_ih, bias_hh = cell.bias_ih.detach() * by_gate, cell.bias_hh.detach() * by_gate
+        self.input_bias = bias_ih + bias_hh if cell.is_additive else bias_ih
+        self.state_bias = None if cell.is_additive else bias_hh
+
+    def table(self, embedding: Tensor) -> Tensor:
+        """What each token [V, E] adds to the gates [V, G·H]; the first E columns of the input are its embedding."""
+        return Fp32Linear(self.weight_ih[:, : embedding.shape[1]], self.input_bias)(embedding.float())
 
 
 class NativeCell:
@@ -48,20 +63,22 @@ class NativeCell:
     def __init__(
         self, cell: Cell, parts: Sequence[tuple[int, float]], *, embedding: Tensor | None = None, num_constant: int = 0
     ) -> None:
+        maps = GateMaps(cell)
         self._kind, self._hidden_dim = type(cell), cell.hidden_dim
-        self.table = None if embedding is None else table_of(cell, embedding)
-        first = 0 if embedding is None else embedding.shape[1]
-        weight = cell.weight_ih[:, first : cell.weight_ih.shape[1] - num_constant]
-        bias = None if embedding is not None else bias_of_input(cell)
+        self.table = None if embedding is None else maps.table(embedding)
+        first, last = 0 if embedding is None else embedding.shape[1], maps.weight_ih.shape[1] - num_constant
+        weight = maps.weight_ih[:, first:last]
+        self.constant = Fp32Linear(maps.weight_ih[:, last:], None) if num_constant else None
+        bias = None if embedding is not None else maps.input_bias
         state = (cell.hidden_dim, 1.0)
         self._input: Affine | None = None
         if cell.is_additive:
-            joined = torch.cat((weight, cell.weight_hh), dim=1)
+            joined = torch.cat((weight, maps.weight_hh), dim=1)
             self._gates = Affine(joined, bias, parts=[*parts, state], num_gates=cell.num_gates)
             return
         if parts:
             self._input = Affine(weight, bias, parts=parts)
-        self._gates = Affine(cell.weight_hh, cell.bias_hh, parts=[state], num_gates=cell.num_gates)
+        self._gates = Affine(maps.weight_hh, maps.state_bias, parts=[state], num_gates=cell.num_gates)
 
     def step(
         self, x: Sequence[Tensor], state: State, added: Tensor | None, ids: Tensor | None, *, wants_floats: bool

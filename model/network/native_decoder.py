@@ -15,7 +15,7 @@ from torch import Tensor
 from model.network.attention import DotAttention
 from model.network.decoder import Decoder, Memory
 from model.network.kernels import Affine, attend, dequantize, quantize
-from model.network.native_cell import NativeCell
+from model.network.native_cell import TANH_FACTOR, NativeCell
 from model.network.native_encoder import Encoded
 from model.network.packed import Fp32Linear
 from model.network.packed_decoder import StepOutput, look_up, pack_bridge, padded_output
@@ -78,14 +78,10 @@ class NativeDecoder:
             else:
                 packed = NativeCell(cast(Cell, cell), [(config.decoder_dim, float(layer) if config.residual else 1.0)])
             self._cells.append(packed)
-        self._constant: Fp32Linear | None = None
-        if config.context_input:
-            weight = cast(Cell, decoder.cells[0]).weight_ih[:, config.embedding_dim :]
-            self._constant = Fp32Linear(weight, None)
 
     def _pack_readout(self, decoder: Decoder) -> None:
         config = self._config
-        weight, bias = decoder.readout.weight, decoder.readout.bias
+        weight, bias = (TANH_FACTOR * part.detach() for part in (decoder.readout.weight, decoder.readout.bias))
         dims = [config.decoder_dim, decoder.context_dim, weight.shape[1] - config.decoder_dim - decoder.context_dim]
         of_state, of_context, of_embedding = weight.split(dims, dim=1)
         self._readout_table = Fp32Linear(of_embedding, None)(decoder.embedding.weight.float()) if dims[2] else None
@@ -103,9 +99,10 @@ class NativeDecoder:
         num_rows, width, _ = outputs.shape
         mask = torch.arange(width) < lens[:, None]  # [B, S]
         context: Tensor | None = None
-        if self._constant is not None and self._readout_constant is not None:
+        constant = self._cells[0].constant
+        if constant is not None and self._readout_constant is not None:
             last = encoded.last_states[-1][0]
-            context = torch.cat((self._constant(last), self._readout_constant(last)), dim=1)  # [B, G·H + F]
+            context = torch.cat((constant(last), self._readout_constant(last)), dim=1)  # [B, G·H + F]
         if self._attention is None:
             return Memory(None, None, mask, context)
         if self._keys is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model.network.kernels import Affine, library, quantize
-from model.network.native_cell import KINDS, bias_of_input, bias_of_state, table_of
+from model.network.native_cell import KINDS, GateMaps
 from model.network.recurrent import Cell, State
 from model.network.seq2seq import Seq2Seq
 
@@ -35,16 +35,17 @@ class _Layer:
     def __init__(self, cells: Sequence[Cell], embedding: Tensor | None, bound: float) -> None:
         self._kind = type(cells[0])
         self.num_directions, self.hidden_dim = len(cells), cells[0].hidden_dim
+        all_maps = [GateMaps(cell) for cell in cells]
         self._table: Tensor | None = None
         self._input: Affine | None = None
         if embedding is not None:
-            self._table = torch.cat([table_of(cell, embedding) for cell in cells], dim=1)
+            self._table = torch.cat([maps.table(embedding) for maps in all_maps], dim=1)
         else:
-            weight = torch.cat([cell.weight_ih for cell in cells])
+            weight = torch.cat([maps.weight_ih for maps in all_maps])
             self._input = Affine(
-                weight, torch.cat([bias_of_input(cell) for cell in cells]), parts=[(weight.shape[1], bound)]
+                weight, torch.cat([maps.input_bias for maps in all_maps]), parts=[(weight.shape[1], bound)]
             )
-        self._hidden = [Affine(cell.weight_hh, bias_of_state(cell), num_gates=self._kind.num_gates) for cell in cells]
+        self._hidden = [Affine(maps.weight_hh, maps.state_bias, num_gates=self._kind.num_gates) for maps in all_maps]
         self._directions = (ctypes.c_void_p * len(cells))(*(affine.address for affine in self._hidden))
 
     def read(

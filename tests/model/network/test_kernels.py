@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from model.network.kernels import Affine, attend, dequantize, library, quantize
+from model.network.native_cell import TANH_FACTOR, NativeCell
+from model.network.recurrent import CELLS
 
 native = pytest.mark.skipif(library() is None, reason="needs the kernels, and a processor with AVX-512 VNNI")
 NUM_ROWS = 61
@@ -40,7 +42,9 @@ def test_products_are_near_the_exact_ones_in_any_company(shape: tuple[int, int])
     affine, inputs = Affine(weight, bias), quantize(x)
     whole = affine.product([inputs], added=added)
     torch.testing.assert_close(whole, x @ weight.t() + bias + added, atol=0.03, rtol=0.02)
-    torch.testing.assert_close(dequantize(affine.tanh([inputs], added=added)), torch.tanh(whole), atol=0.005, rtol=0)
+    torch.testing.assert_close(
+        dequantize(affine.tanh([inputs], added=added)), torch.tanh(whole / TANH_FACTOR), atol=0.005, rtol=0
+    )
     for num_rows in range(1, 14):
         rows = slice(3 * num_rows, 4 * num_rows)
         assert torch.equal(affine.product([inputs[rows]], added=added[rows]), whole[rows])
@@ -87,3 +91,24 @@ def test_attention_is_softmax_and_weighted_sum(width: int) -> None:
     expected = torch.where(mask[:, None], scores, float("-inf")).softmax(dim=-1)
     torch.testing.assert_close(weights, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(dequantize(contexts), (expected @ values).flatten(0, 1), atol=0.005, rtol=0)
+
+
+@native
+@pytest.mark.parametrize("kind", sorted(CELLS))
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_cells_stay_finite_and_right_however_large_their_gates(kind: str, size: float) -> None:
+    cell = CELLS[kind](32, 64).eval()
+    torch.nn.init.uniform_(cell.bias_ih, -size, size)
+    x, h, c = torch.rand(9, 32) * 2 - 1, torch.rand(9, 64) * 2 - 1, torch.randn(9, 64) * size
+    exact = (h, c)[: cell.num_states]
+    with torch.no_grad():
+        expected = cell.step(cell.input_gates(x), exact)
+        kept = {"rnn": (), "gru": (h,), "lstm": (c,)}[kind]
+        (new_h, *new_kept), floats = NativeCell(cell, [(32, 1.0)]).step(
+            [quantize(x)], (quantize(h), *kept), None, None, wants_floats=True
+        )
+    assert floats is not None
+    torch.testing.assert_close(floats, expected[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(dequantize(new_h), floats, atol=0.005, rtol=0)
+    for part, expected_part in zip(new_kept, expected[-1:], strict=False):
+        torch.testing.assert_close(part, expected_part, atol=0.03, rtol=0.005)
