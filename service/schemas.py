@@ -70,6 +70,10 @@ class SearchFields(Body):
         description="sample draws among the fewest tokens that hold this probability",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="of sample: the same seed gives the same translation")
+    stop_when: Literal["proven", "likely", "k_ended"] = Field(
+        "likely",
+        description="of a beam: when no other hypothesis can win; when none is likely to; when k of them have ended",
+    )
     max_nodes: int = Field(
         DEFAULT_MAX_NODES, ge=1, description="nodes that exact search may extend before it gives up proving"
     )

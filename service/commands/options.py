@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from model.decoding.search import DEFAULT_MAX_NODES
+from model.decoding.search import DEFAULT_MAX_NODES, STOPS
 from model.errors import InvalidValue
 from service.inference.versions import VersionStore
 from service.settings import load_settings
@@ -37,6 +37,9 @@ TemperatureOption = Annotated[float | None, typer.Option(help="Of sample: below 
 TopKOption = Annotated[int | None, typer.Option(help="Sample among this many most probable tokens.")]
 TopPOption = Annotated[float | None, typer.Option(help="Sample among the fewest tokens that hold this probability.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of sample: the same seed gives the same translations.")]
+StopWhenOption = Annotated[
+    str | None, typer.Option(help="Of a beam: " + ", ".join(STOPS) + ".", show_default="likely")
+]
 MaxNodesOption = Annotated[
     int | None, typer.Option(help=f"Nodes that exact may extend before it gives up. Default {DEFAULT_MAX_NODES:,}.")
 ]

@@ -36,6 +36,7 @@ def score(
     top_k: options.TopKOption = None,
     top_p: options.TopPOption = None,
     seed: options.SeedOption = None,
+    stop_when: options.StopWhenOption = None,
     max_nodes: options.MaxNodesOption = None,
     metrics: Annotated[str, typer.Option(help="bleu, chrf, ter, bleu-d2l, separated by commas.")] = "bleu,chrf",
     device: options.DeviceOption = "auto",
@@ -62,6 +63,7 @@ def score(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        stop_when=stop_when,
         max_nodes=max_nodes,
     )
     paths = files or []

@@ -37,6 +37,7 @@ def translate(
     top_k: options.TopKOption = None,
     top_p: options.TopPOption = None,
     seed: options.SeedOption = None,
+    stop_when: options.StopWhenOption = None,
     max_nodes: options.MaxNodesOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="With --json: the tokens read and written, their cost, the attention.")
@@ -65,6 +66,7 @@ def translate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        stop_when=stop_when,
         max_nodes=max_nodes,
         wants_tree=tree or None,
     )
