@@ -37,12 +37,13 @@ its own width. Errors are `application/problem+json` with a stable `code`; every
 """
 
 
-def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI:
+def create_app(settings: Settings, *, load: Loader = load_translator, is_first: bool = True) -> FastAPI:
     """One app with its own engines and metrics; several can live in one process.
 
     Args:
         settings: see `service.settings`.
         load: makes a translator from a checkpoint folder; a test gives its own.
+        is_first: of several processes of one service, only the first runs jobs and tidies the datasets.
     """
     metrics = Metrics()
     datasets = DatasetStore(settings.datasets_path)
@@ -64,7 +65,7 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
         telemetry={"tracing": False, "metrics": False, "logs": False},
         title="Recurra",
         description=_DESCRIPTION,
-        lifespan=_lifespan(services),
+        lifespan=_lifespan(services, is_first),
         redoc_url=None,
     )
     app.state.services = services
@@ -82,15 +83,16 @@ def create_app(settings: Settings, *, load: Loader = load_translator) -> FastAPI
     return app
 
 
-def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(services: Services, is_first: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """The server calls the end of it when its connections are closed or its time limit is up, so that at a clean
         shutdown the engines have nothing left to do; what a hard one leaves behind fails with 503 `draining`.
         """
         services.registry.start()
-        await asyncio.to_thread(services.datasets.sweep)  # what a process that died left half-made
-        services.jobs.start()
+        if is_first:
+            await asyncio.to_thread(services.datasets.sweep)  # what a process that died left half-made
+            services.jobs.start()
         yield
         await asyncio.to_thread(services.jobs.close)  # first: a job that is just being promoted needs the engines
         await asyncio.to_thread(services.registry.close)

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
         "auto", description="number format of the weights in use; auto measures on this machine"
     )
     num_threads: int | None = Field(None, ge=1, le=1024, description="threads of one matrix product; default all cores")
+    processes: int = Field(1, ge=1, le=64, description="processes behind the port, which share the cores")
 
     default_k: int = Field(5, ge=1, description="beam width of a request that names neither search nor k")
     max_k: int = Field(64, ge=1, le=MAX_K, description="largest beam width a request may ask for")

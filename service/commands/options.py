@@ -37,9 +37,7 @@ TemperatureOption = Annotated[float | None, typer.Option(help="Of sample: below 
 TopKOption = Annotated[int | None, typer.Option(help="Sample among this many most probable tokens.")]
 TopPOption = Annotated[float | None, typer.Option(help="Sample among the fewest tokens that hold this probability.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of sample: the same seed gives the same translations.")]
-StopWhenOption = Annotated[
-    str | None, typer.Option(help="Of a beam: " + ", ".join(STOPS) + ".", show_default="likely")
-]
+StopWhenOption = Annotated[str | None, typer.Option(help="Of a beam: " + ", ".join(STOPS) + ".", show_default="likely")]
 MaxNodesOption = Annotated[
     int | None, typer.Option(help=f"Nodes that exact may extend before it gives up. Default {DEFAULT_MAX_NODES:,}.")
 ]

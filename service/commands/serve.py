@@ -1,4 +1,4 @@
-"""`recurra serve`: the HTTP service in this process, until it is told to stop.
+"""`recurra serve`: the HTTP service in this process, or in several (processes.py), until it is told to stop.
 
 At SIGTERM or Ctrl-C, in this order: the listening socket closes and new requests on open connections are refused with
 503; accepted ones get RECURRA_DRAIN_SECONDS to finish; what is left fails with 503 `draining`; connections close; the
@@ -8,6 +8,7 @@ engines' threads end. A second Ctrl-C ends it at once.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Annotated
@@ -17,9 +18,12 @@ import uvicorn
 
 from service.errors import CannotListen
 from service.logs import EventLog, configure_logging
+from service.processes import Place, end_with_parent, place_of, run_processes
 from service.settings import load_settings, unknown_variables
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from service.dependencies import Services
     from service.settings import Settings
 
@@ -37,15 +41,27 @@ def serve(
     configure_logging(settings.log_level, settings.log_format)
     for name in unknown_variables():
         log.warning("unknown_setting", name=name)
-    listener = _listen(settings)
+    place = place_of(os.environ)
+    listener = _listen(settings) if place is None else socket.socket(fileno=place.listener)
     url = _url(listener)
-    typer.echo(f"Recurra listens on {url} and loads its models")
+    if place is None or place.is_first:
+        typer.echo(f"Recurra listens on {url} and loads its models")
+    if place is None and settings.processes > 1:
+        raise typer.Exit(run_processes(settings.processes, listener))
 
     from service.app import create_app  # after the port is known to be free: this imports torch
 
-    app = create_app(settings)
+    app = create_app(settings, is_first=place is None or place.is_first)
+    sockets = [listener]
+    served: ASGIApp = app
+    if place is not None:
+        from service.peers import Peers
+
+        end_with_parent()
+        served = Peers(app, place)
+        sockets.append(_listen_to_peers(place))
     config = uvicorn.Config(
-        app,
+        served,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -53,8 +69,9 @@ def serve(
         timeout_graceful_shutdown=settings.drain_seconds + _ANSWER_SECONDS,  # type: ignore[arg-type]  # takes fractions
     )
     services: Services = app.state.services
-    threading.Thread(target=_announce, args=(services, url), name="announce", daemon=True).start()
-    _Server(config, services).run(sockets=[listener])
+    if place is None or place.is_first:
+        threading.Thread(target=_announce, args=(services, url), name="announce", daemon=True).start()
+    _Server(config, services).run(sockets=sockets)
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +102,13 @@ def _listen(settings: Settings) -> socket.socket:
         hint = ": another program listens there; choose another port" if exc.errno == errno.EADDRINUSE else ""
         cause = (exc.strerror or str(exc)).partition(" (while")[0]  # what follows repeats the address
         raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: {cause}{hint}") from exc
+
+
+def _listen_to_peers(place: Place) -> socket.socket:
+    peer_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer_listener.bind(str(place.socket_path(place.number)))
+    peer_listener.listen()
+    return peer_listener
 
 
 def _url(listener: socket.socket) -> str:
