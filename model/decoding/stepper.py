@@ -122,10 +122,6 @@ class StepDecoder:
     def num_segments(self) -> int:
         return len(self._journeys)
 
-    def can_add(self, options: SearchOptions) -> bool:
-        """Whether there is room for one more segment; an idle decoder takes any."""
-        return self.num_rows + options.num_rows <= self.max_rows or not self._journeys
-
     @torch.inference_mode()
     def add(self, segments: Sequence[tuple[Sequence[int], SearchOptions]]) -> list[int]:
         """Encodes segments and makes their rows live.

@@ -176,12 +176,3 @@ def test_a_cancelled_segment_frees_its_rows_and_disturbs_nobody() -> None:
         results.update(decoder.step())
     assert set(results) == {handles[0], handles[2]}
     assert ids_of(results[handles[2]]) == ids_of(run(StepDecoder(network), [(third, options)])[0])
-
-
-def test_rows_are_bounded_and_an_idle_decoder_takes_any_width() -> None:
-    decoder = StepDecoder(small_network(), max_rows=6)
-    options = SearchOptions(k=4, max_length=5)
-    assert decoder.can_add(SearchOptions(k=64))
-    decoder.add([(sources(1)[0], options)])
-    assert not decoder.can_add(options)
-    assert decoder.can_add(SearchOptions(k=2))
