@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     )
     jobs_concurrency: int = Field(1, ge=1, le=64, description="jobs that train at the same time on one replica")
     training_threads: int = Field(1, ge=1, le=1024, description="threads of a training job's matrix products")
+    training_processes: int = Field(
+        1, ge=1, le=64, description="processes (or GPUs) that train one job together, under torchrun"
+    )
     training_nice: int = Field(19, ge=0, le=19, description="how far a training process stands back for all others")
     training_scheduler: Literal["other", "batch", "idle"] = Field(
         "idle", description="Linux's class of a training process; idle runs it only where no other wants the core"

@@ -17,15 +17,16 @@ from model.network.token_scores import BLOCK, TokenScores
 
 def best_of(scores: TokenScores) -> tuple[Tensor, Tensor]:
     """The largest log-probability of each row [N], and its token [N] int64."""
-    logits, norms = scores.logits, scores.log_norms
     if not scores.is_in_blocks:
-        values, at = logits.max(dim=1)
-    else:
-        block = scores.peaks().argmax(dim=1)  # [N]
-        index = block[:, None, None].expand(-1, 1, BLOCK)
-        values, at = logits.view(len(scores), -1, BLOCK).gather(1, index).squeeze(1).max(dim=1)
-        at.add_(block, alpha=BLOCK)
-    return (values if norms is None else values - norms), at
+        values, at = scores.log_probs().max(dim=1)
+        return values, at
+    block = scores.peaks().argmax(dim=1)  # [N]
+    index = block[:, None, None].expand(-1, 1, BLOCK)
+    candidates = scores.logits.view(len(scores), -1, BLOCK).gather(1, index).squeeze(1)  # [N, 64]
+    if scores.log_norms is not None:
+        candidates -= scores.log_norms[:, None]
+    values, at = candidates.max(dim=1)
+    return values, at.add_(block, alpha=BLOCK)
 
 
 def top_of_beams(scores: TokenScores, totals: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,18 +42,23 @@ def top_of_beams(scores: TokenScores, totals: Tensor, k: int) -> tuple[Tensor, T
     """
     num_segments, num_rows = totals.shape
     logits, width = scores.logits, scores.logits.shape[1]
-    if scores.log_norms is not None:
-        totals = totals - scores.log_norms.view(num_segments, num_rows)
     if not scores.is_in_blocks or k >= num_rows * (width // BLOCK):
-        sums = (logits.view(num_segments, num_rows, width) + totals[:, :, None]).flatten(1)
+        sums = (scores.log_probs().view(num_segments, num_rows, width) + totals[:, :, None]).flatten(1)
         values, index = sums.topk(k, dim=1)
         return values, index // width, index % width
     num_blocks = width // BLOCK
     blocks = logits.view(num_segments, num_rows * num_blocks, BLOCK)
-    peaks = scores.peaks().view(num_segments, num_rows, num_blocks) + totals[:, :, None]
+    peaks = scores.peaks().view(num_segments, num_rows, num_blocks)
+    norms = None if scores.log_norms is None else scores.log_norms.view(num_segments, num_rows)
+    if norms is not None:
+        peaks = peaks - norms[:, :, None]
+    peaks = peaks + totals[:, :, None]
     chosen = peaks.flatten(1).topk(k, dim=1, sorted=False).indices  # [R, k] of K·V/64
     rows = chosen // num_blocks
     candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK))  # [R, k, 64]
+    # First the norm, then the total, as where somebody in the lane needed log-probabilities: not a bit may differ.
+    if norms is not None:
+        candidates -= norms.gather(1, rows)[:, :, None]
     candidates += totals.gather(1, rows)[:, :, None]
     values, at = candidates.flatten(1).topk(k, dim=1)
     block = at // BLOCK

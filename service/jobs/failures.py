@@ -65,6 +65,14 @@ _CODES: dict[type[Exception], str] = {
 _ERRNO_CODES = {errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.ENOMEM: "out_of_memory"}
 
 
+class ProcessesEnded(Exception):
+    """Those that train together ended with this status; the cause, where there is one to tell, is written already."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 def failure_of(exc: BaseException) -> Failure:
     """The cause behind an exception of a stage."""
     if isinstance(exc, JobFailed):

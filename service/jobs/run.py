@@ -102,6 +102,11 @@ class RunFolder:
     def fail(self, failure: Failure) -> None:
         write_json(self._failure, {"code": failure.code, "detail": failure.detail})
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an attempt left a failure that nobody has taken yet."""
+        return self._failure.exists()
+
     def take_failure(self) -> Failure | None:
         """The failure that the last attempt left, once."""
         try:

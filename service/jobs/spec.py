@@ -41,6 +41,7 @@ class JobSpec:
         preset, options: architecture, and every option that differs from it.
         start_from: "model@version" whose weights, shape and tokenizer the run begins with.
         num_threads: of one matrix product; kept here, since another number would give other weights.
+        num_processes: that train together, for the same reason.
     """
 
     model: str
@@ -54,6 +55,7 @@ class JobSpec:
     start_from: str | None
     promote: Promote
     num_threads: int
+    num_processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION, **asdict(self)}

@@ -48,9 +48,11 @@ def train(work: Work) -> None:
         device=work.settings.device,
         num_threads=spec.num_threads,
     )
-    work.run.tell("training", num_parameters=trainer.network.num_parameters, step=trainer.step)
+    if trainer.group.is_main:
+        work.run.tell("training", num_parameters=trainer.network.num_parameters, step=trainer.step)
     trainer.train(on_progress=lambda progress: _tell_progress(work.run, progress), should_stop=work.should_stop)
-    trainer.finish(work.run.candidate, {"preset": spec.preset, "data": [part.name for part in spec.datasets]})
+    if trainer.group.is_main:
+        trainer.finish(work.run.candidate, {"preset": spec.preset, "data": [part.name for part in spec.datasets]})
 
 
 def _parent(work: Work) -> Checkpoint | None:

@@ -45,6 +45,7 @@ def job_spec(body: TrainBody, settings: Settings, datasets: DatasetStore, versio
         start_from=_start_from(body, versions),
         promote=body.promote,
         num_threads=settings.training_threads,
+        num_processes=settings.training_processes,
     )
     _check_options(spec)
     if not spec.dev.share and not spec.dev.datasets:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from model.errors import Cancelled
-from service.jobs.failures import failure_of
+from service.jobs.failures import ProcessesEnded, failure_of
 from service.jobs.run import RunFolder
 from service.settings import Settings, load_settings
 
@@ -92,9 +92,11 @@ def main() -> None:
             _work(run, stage, settings, watch)
     except Cancelled:
         status = EXIT_STOPPED
+    except ProcessesEnded as exc:
+        status = exc.status
     except BaseException as exc:  # the job boundary: whatever it was, the job has to say it
         traceback.print_exc()
-        status = _report(run, exc)
+        status = report(run, exc)
     else:
         status = 0
     sys.stderr.flush()
@@ -110,6 +112,11 @@ def _work(run: RunFolder, stage: str, settings: Settings, watch: Watch) -> None:
     if stage in preparation.STAGES:
         preparation.STAGES[stage](work)
         return
+    if stage == "train" and work.spec.num_processes > 1:
+        from service.jobs import together
+
+        together.train(work)
+        return
     import torch
 
     from service.jobs import stages
@@ -118,7 +125,7 @@ def _work(run: RunFolder, stage: str, settings: Settings, watch: Watch) -> None:
     stages.STAGES[stage](work)
 
 
-def _report(run: RunFolder, exc: BaseException) -> int:
+def report(run: RunFolder, exc: BaseException) -> int:
     try:
         run.fail(failure_of(exc))
     except OSError:

@@ -15,6 +15,7 @@ from model.decoding.beam import BeamSearch
 from model.decoding.greedy import GreedySearch
 from model.decoding.lane import LaneSearch, LiveSegment
 from model.decoding.search import STOPS, Hypothesis, SearchOptions, SegmentResult
+from model.decoding.selection import best_of, top_of_beams
 from model.errors import InvalidValue
 from model.network.token_scores import TokenScores
 from tests.model.decoding import tables
@@ -352,3 +353,21 @@ def test_a_wrong_option_is_refused_by_name(field: str, values: dict[str, object]
     with pytest.raises(InvalidValue) as caught:
         SearchOptions(**values)  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_normalised_or_not_scores_give_the_same_bits(k: int) -> None:
+    """Whether somebody in the lane has a constraint decides in which form a step's scores are read."""
+    num_segments, width = 9, 256
+    logits, totals = torch.randn(num_segments * k, width) * 9, torch.randn(num_segments, k) * 5
+    norms = logits.logsumexp(dim=1)
+
+    def scores() -> TokenScores:
+        return TokenScores(logits.clone(), norms.clone())
+
+    plain, read = scores(), scores()
+    read.log_probs()
+    for one, other in zip(best_of(plain), best_of(read), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(top_of_beams(plain, totals, 2 * k), top_of_beams(read, totals, 2 * k), strict=True):
+        assert torch.equal(one, other)
