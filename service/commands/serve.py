@@ -44,7 +44,7 @@ def serve(
     place = place_of(os.environ)
     listener = _listen(settings) if place is None else socket.socket(fileno=place.listener)
     url = _url(listener)
-    if place is None or place.is_first:
+    if place is None:
         typer.echo(f"Recurra listens on {url} and loads its models")
     if place is None and settings.processes > 1:
         raise typer.Exit(run_processes(settings.processes, listener))
