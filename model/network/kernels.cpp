@@ -196,7 +196,8 @@ inline void ProductTile(
 
 template <int F>
 void ProductOf(
-    const Affine& affine, const Inputs& inputs, int64_t num_rows, const Added& added, const ProductOut& out, int threads) {
+    const Affine& affine, const Inputs& inputs, int64_t num_rows, const Added& added, const ProductOut& out,
+    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t panel = 0; panel < affine.num_panels; ++panel) {
         ForTiles(num_rows, [&]<int R>(int64_t row) { ProductTile<F, R>(affine, panel, inputs, added, out, row); });
@@ -262,8 +263,11 @@ inline void CellTile(
         }
         const __m128i bytes = Quantize(h, _mm512_set1_ps(out.factor));
         StoreBytes(out.bytes + at, bytes);
-        if (out.floats) _mm512_storeu_ps(out.floats + (out.float_rows ? out.float_rows[n] : n) * out.float_stride + unit, h);
-        if (out.copies) StoreBytes(out.copies + (out.copy_rows ? out.copy_rows[n] : n) * out.copy_stride + unit, bytes);
+        if (out.floats) {
+            const int64_t to = out.float_rows ? out.float_rows[n] : n;
+            _mm512_storeu_ps(out.floats + to * out.float_stride + unit, h);
+        }
+        if (out.copies) StoreBytes(out.copies + out.copy_rows[n] * out.copy_stride + unit, bytes);
     }
 }
 
@@ -348,8 +352,8 @@ void Read(
         const int64_t sentence = chunk + num_chunks * n;
         const int64_t to = batch.ranks[sentence] * width + direction * hidden_dim;
         const int64_t last = is_backwards ? 0 : batch.lens[sentence] - 1;
-        const float* from =
-            out.floats ? out.floats + (batch.places[sentence] + last) * width + direction * hidden_dim : h + n * hidden_dim;
+        const float* from = h + n * hidden_dim;
+        if (out.floats) from = out.floats + (batch.places[sentence] + last) * width + direction * hidden_dim;
         std::memcpy(out.last_h + to, from, hidden_dim * sizeof(float));
         if (out.last_after) std::memcpy(out.last_after + to, states + n * hidden_dim, hidden_dim * sizeof(float));
     }
@@ -398,7 +402,7 @@ inline void Softmax(float* weights, int64_t length, int64_t width) {
 
 extern "C" {
 
-// Whether this processor has what the rest of the file needs, and none of the tiles that would make torch faster.
+// Whether this processor has what the rest of the file needs.
 int recurra_is_supported() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -481,19 +485,15 @@ void recurra_read(
     float factor, int threads) {
     const Batch batch{num_sentences, lens, starts, places, ranks};
     const ReadOut out{floats, bytes, last_h, last_after, factor};
+    const auto read = kind == kLstm ? Read<kLstm> : kind == kGru ? Read<kGru> : Read<kRnn>;
     const int64_t num_chunks = (threads + num_directions - 1) / num_directions;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int64_t task = 0; task < num_directions * num_chunks; ++task) {
         const int64_t direction = task % num_directions, chunk = task / num_directions;
         const bool is_backwards = (direction == 1) != (is_reversed != 0);
-        const Affine& affine = *directions[direction];
-        if (kind == kLstm) {
-            Read<kLstm>(affine, hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch, chunk, num_chunks, out);
-        } else if (kind == kGru) {
-            Read<kGru>(affine, hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch, chunk, num_chunks, out);
-        } else {
-            Read<kRnn>(affine, hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch, chunk, num_chunks, out);
-        }
+        read(
+            *directions[direction], hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch, chunk,
+            num_chunks, out);
     }
 }
 
@@ -526,7 +526,9 @@ void recurra_attend(
                 for (int64_t s = 0; s < length; ++s) {
                     const __m512 w = _mm512_set1_ps(weight[s]);
                     const float* from = value + s * memory_dim + i;
-                    for (int j = 0; j < num; ++j) sums[j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + j * kLanes), sums[j]);
+                    for (int j = 0; j < num; ++j) {
+                        sums[j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + j * kLanes), sums[j]);
+                    }
                 }
                 for (int j = 0; j < num; ++j) {
                     StoreBytes(contexts + n * memory_dim + i + j * kLanes, Quantize(sums[j], factors));

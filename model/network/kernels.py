@@ -139,8 +139,6 @@ class Affine:
             sum(groups),
         )
         self.address = ctypes.addressof(self._struct)
-        self._inputs = _Inputs()
-        self._inputs_address = ctypes.addressof(self._inputs)
 
     def product(self, x: Sequence[Tensor], *, added: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """Inputs, bytes [N, ·] that stand side by side -> [N, O] float32.
@@ -175,7 +173,7 @@ class Affine:
         library().recurra_product(
             self.address,
             finish,
-            self._beside(x),
+            ctypes.byref(_beside(x)),
             len(x[0]),
             None if added is None else added.data_ptr(),
             None if ids is None else ids.data_ptr(),
@@ -199,7 +197,7 @@ class Affine:
         peaks, masses = torch.empty(2, num_rows, self.num_panels).unbind()
         library().recurra_logits(
             self.address,
-            self._beside(x),
+            ctypes.byref(_beside(x)),
             num_rows,
             logits.data_ptr(),
             peaks.data_ptr(),
@@ -225,7 +223,7 @@ class Affine:
             self.address,
             kind,
             h.shape[1],
-            self._beside(x),
+            ctypes.byref(_beside(x)),
             len(h),
             None if added is None else added.data_ptr(),
             None if ids is None else ids.data_ptr(),
@@ -238,11 +236,14 @@ class Affine:
             torch.get_num_threads(),
         )
 
-    def _beside(self, x: Sequence[Tensor]) -> int:
-        for i, part in enumerate(x):
-            self._inputs.data[i] = part.data_ptr()
-            self._inputs.stride[i] = part.stride(0)
-        return self._inputs_address
+
+def _beside(x: Sequence[Tensor]) -> _Inputs:
+    """Made anew for each call: several threads may use one network."""
+    inputs = _Inputs()
+    for i, part in enumerate(x):
+        inputs.data[i] = part.data_ptr()
+        inputs.stride[i] = part.stride(0)
+    return inputs
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, contexts: Tensor, bound: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,17 @@ def test_several_memories_are_as_one(config: ModelConfig, precision: str, is_nat
         assert torch.equal(attention[0], torch.cat(parts))
         torch.testing.assert_close(attention[0].sum(dim=1), torch.ones(B))
         assert (attention[0][memory.mask.logical_not()] == 0).all()
+
+
+@VARIANTS
+def test_threads_may_share_a_network(config: ModelConfig, precision: str, is_native: bool) -> None:
+    packed = InferenceNetwork(make_network(widened(config)), precision, is_native=is_native)
+    batches = [(random_ids(B, S), random_ids(B, T)) for _ in range(8)]
+
+    def run(batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return decode(packed, *packed.encode(batch[0], LENS), batch[1])[0]
+
+    expected = [run(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for steps, alone in zip(pool.map(run, batches), expected, strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(steps, alone, strict=True))
