@@ -187,10 +187,11 @@ class Translator:
         return f"Translator({self.name!r}, version={self.version!r}, device={self.device!r}, {self.precision})"
 
     def warm_up(self) -> None:
-        """Runs a few searches, and products of as many rows as single texts bring, so that no request pays for first
-        calls and for the compiler of the products."""
-        for num_rows in sorted({padded_rows(n) for n in range(1, _PROBE_ROWS + 1)}):
-            _time_steps(self.network, 1, num_rows)
+        """Runs a few searches, so that no request pays for first calls; and where torch compiles products, those of as
+        many rows as single texts bring."""
+        if not self.network.is_native:
+            for num_rows in sorted({padded_rows(n) for n in range(1, _PROBE_ROWS + 1)}):
+                _time_steps(self.network, 1, num_rows)
         for k in (1, 5):
             self.translate(["One.", "Two three four five six."], k=k)
 
