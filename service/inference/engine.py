@@ -169,7 +169,9 @@ class Engine:
     def free(self) -> None:
         """Lets go of the model, once the thread has ended: its memory does not wait for the garbage collector."""
         if not self._thread.is_alive():
-            self.translator = self._decoder = None
+            self.translator = None
+            for table in self._tables:
+                table.decoder = None
 
     def check_open(self, num_segments: int = 0) -> None:
         """Raises what `submit` would raise for a request of so many segments."""

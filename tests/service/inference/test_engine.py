@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -334,6 +336,29 @@ def test_an_engine_can_be_closed_twice_and_without_a_start(start: StartEngine, m
 
 
 # -- measuring
+
+
+def test_a_freed_engine_holds_nothing_of_the_model(models_folder: Path) -> None:
+    """Its memory does not wait for the garbage collector, which may take minutes to look."""
+    engine = Engine(
+        "en-fr",
+        lambda: Translator.load(models_folder / "en-fr"),
+        max_rows=16,
+        max_queued_segments=100,
+        metrics=Metrics(),
+    )
+    engine.start()
+    assert engine.wait_until_loaded(TIMEOUT_SECONDS)
+    engine.submit([segment(4, 5, 6)]).result(TIMEOUT_SECONDS)
+    assert engine.translator is not None
+    network = weakref.ref(engine.translator.network)
+    gc.disable()
+    try:
+        engine.close(TIMEOUT_SECONDS)
+        engine.free()
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_queue_encode_and_decode_add_up_to_the_time_in_the_engine(start: StartEngine, make_translator: Any) -> None:
