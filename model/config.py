@@ -167,6 +167,11 @@ class ModelConfig:
         """D of each encoder layer, lowest first."""
         return tuple(2 if layer < self.bidirectional_layers else 1 for layer in range(self.encoder_layers))
 
+    def is_residual_layer(self, index: int) -> bool:
+        """Whether an encoder layer adds its input to its output: both have to be of one width."""
+        directions = self.num_directions
+        return self.residual and index > 0 and directions[index] == directions[index - 1]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -7,7 +7,6 @@ and no text.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -22,9 +21,9 @@ import torch
 import torch.distributed as dist
 
 from model.errors import InvalidValue, RecurraError, TrainingError
+from model.parent import die_with_parent
 
 MAX_PROCESSES = 64
-_PR_SET_PDEATHSIG = 1
 _VERDICT_PATH = "RECURRA_VERDICT_PATH"  # set by `launch` for its workers: where an error that is final is written
 _NUM_RESTARTS = "RECURRA_NUM_RESTARTS"  # set by `launch` as well
 _JOIN_TIMEOUT = timedelta(seconds=60)
@@ -115,13 +114,6 @@ def num_restarts() -> int:
     return int(os.environ.get(_NUM_RESTARTS, "0"))
 
 
-def _die_with_parent() -> None:
-    """Asks Linux to end this process with the one that started it: a killed torchrun would leave its workers behind,
-    and they would hold on to the run's folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Group:
     """The processes of one run, as torchrun's environment describes them.
 
@@ -138,7 +130,8 @@ class Group:
         if torch.cuda.is_available() and self.size > 1:
             torch.cuda.set_device(self.local_rank)
         if self.size > 1 and not dist.is_initialized():
-            _die_with_parent()
+            # A killed torchrun would leave its workers behind, and they would hold on to the run's folder.
+            die_with_parent(signal.SIGKILL)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
             dist.distributed_c10d._set_pg_timeout(_TIMEOUT)

@@ -35,6 +35,15 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> Path:
     return write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def sync(path: str | Path) -> None:
+    """Waits until a file, or the list of a folder's files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256_of(path: str | Path) -> str:
     """The file's sha256 in hexadecimal digits, read in pieces."""
     digest = hashlib.sha256()

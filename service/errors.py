@@ -16,6 +16,7 @@
     ├── Unavailable              503 + Retry-After; nothing was started
     │   ├── NoModel              no checkpoint at all, or none that could be loaded
     │   ├── ModelLoading         not warmed up yet
+    │   ├── FirstProcessAway     of several processes, the one that keeps models and jobs
     │   ├── ModelFailed          its checkpoint was refused
     │   ├── NotReady             what /health/ready says until all is well
     │   ├── QueueFull            more sentences wait than the setting allows
@@ -142,6 +143,10 @@ class ModelFailed(Unavailable):
     pass
 
 
+class FirstProcessAway(Unavailable):
+    pass
+
+
 class NotReady(Unavailable):
     def __init__(self, reason: str, models: Mapping[str, str]) -> None:
         super().__init__(reason)
@@ -221,6 +226,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     JobConflict: (409, "job_conflict", "The job is in another state"),
     JobsUnavailable: (503, "jobs_unavailable", "Training jobs cannot be used"),
     NoModel: (503, "no_model", "No model is ready"),
+    FirstProcessAway: (503, "starting", "The process that does this is being started"),
     ModelLoading: (503, "model_loading", "The model is being loaded"),
     ModelFailed: (503, "model_failed", "The model could not be loaded"),
     NotReady: (503, "not_ready", "The server is not ready"),

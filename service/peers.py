@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.errors import FirstProcessAway, problem_of
 from service.metrics import CONTENT_TYPE
 from service.processes import Place
 
@@ -67,10 +68,10 @@ class Peers:
             try:
                 answer = await client.send(asked, stream=True)
             except httpx.TransportError:
-                problem = b'{"title":"Service Unavailable","status":503,"code":"starting",'
-                problem += b'"detail":"the process that keeps models and jobs is being started"}'
-                response = Response(problem, 503, {"retry-after": "2"}, media_type="application/problem+json")
-                await response(scope, receive, send)
+                away = FirstProcessAway(
+                    "the process that keeps models and jobs is being started", retry_after_seconds=2
+                )
+                await problem_of(away, request).response()(scope, receive, send)
                 return
             kept = [(name, value) for name, value in answer.headers.raw if name.lower().decode() not in _HOP_BY_HOP]
             streamed = StreamingResponse(_chunks(answer), answer.status_code)

@@ -101,7 +101,7 @@ class BeamSearch(LaneSearch):
         self._worst = torch.cat((self._worst, self._worst.new_full((num_new,), NEVER)))
         self._num_ended = torch.cat((self._num_ended, self._num_ended.new_zeros(num_new)))
         options = [segment.options for segment in segments]
-        needed = [max(self.k, o.n_best) if o.stop_when == "k_ended" else math.inf for o in options]
+        needed = [self.k if o.stop_when == "k_ended" else math.inf for o in options]
         self._needed = torch.cat((self._needed, torch.tensor(needed, device=self.device)))
         penalties = torch.tensor([o.length_penalty for o in options], device=self.device)
         self._penalties = torch.cat((self._penalties, penalties))

@@ -63,7 +63,7 @@ class Encoder(nn.Module):
             if index:
                 x = apply_dropout(x, drop.layer, variational=drop.variational, is_training=self.training)
             y, last = layer(x, src_lens, self._hidden_masks(x, index))
-            x = y + x if self.config.residual and index and y.shape == x.shape else y
+            x = y + x if self.config.is_residual_layer(index) else y
             last_states.append(last)
         return EncoderOutput(x, tuple(last_states), src_lens)
 

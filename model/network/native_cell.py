@@ -100,7 +100,7 @@ class NativeCell:
         h = torch.empty(num_rows, self._hidden_dim, dtype=torch.uint8)
         kept = tuple(torch.empty(num_rows, self._hidden_dim) for _ in state[1:])
         # A GRU keeps h exactly as it is: there is no need to write it twice.
-        is_kept = KINDS[self._kind] == KINDS[CELLS["gru"]]
+        is_kept = self._kind is CELLS["gru"]
         floats = torch.empty(num_rows, self._hidden_dim) if wants_floats and not is_kept else None
         self._gates.cell(KINDS[self._kind], inputs, added, ids, state[1:], kept, h, floats)
         return (h, *kept), (kept[0] if is_kept and wants_floats else floats)

@@ -123,18 +123,14 @@ class NativeEncoder:
         for index, layer in enumerate(encoder.layers):
             cells = [cast(Cell, cell) for cell in cast(nn.ModuleList, layer.cells)]
             self._layers.append(_Layer(cells, None if index else encoder.embedding.weight, self.bound))
-            self.bound = self.bound + 1.0 if self._is_residual(index) else 1.0
-
-    def _is_residual(self, index: int) -> bool:
-        directions = self._config.num_directions
-        return self._config.residual and index > 0 and directions[index] == directions[index - 1]
+            self.bound = self.bound + 1.0 if self._config.is_residual_layer(index) else 1.0
 
     def __call__(self, src_ids: Tensor, lens: Sequence[int]) -> Encoded:
         """Reads B sentences: src_ids [B, S] int64 and their lengths."""
         num_rows, width = src_ids.shape
         batch = _batch(lens, width)
         ids = src_ids.flatten()[batch.positions]
-        is_top_sum = self._is_residual(len(self._layers) - 1)
+        is_top_sum = self._config.is_residual_layer(len(self._layers) - 1)
         outputs: Tensor | None = None
         below: Tensor | None = None  # [P, ·] float32, where a layer above adds its input to its output
         read: Tensor | None = None
@@ -153,8 +149,8 @@ class NativeEncoder:
                 batch, ids, read, is_reversed=self._config.reverse_source, floats=floats, places=places
             )
             last_states.append(last)
-            bound = bound + 1.0 if self._is_residual(index) else 1.0
-            if self._is_residual(index):
+            bound = bound + 1.0 if self._config.is_residual_layer(index) else 1.0
+            if self._config.is_residual_layer(index):
                 assert floats is not None and below is not None
                 below = floats.add_(below)
                 read = quantize(below, bound)

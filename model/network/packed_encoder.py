@@ -217,11 +217,7 @@ class PackedEncoder:
             cells = [cast(Cell, cell) for cell in cast(nn.ModuleList, layer.cells)]
             embedding = encoder.embedding.weight if index == 0 else None
             self._layers.append(PackedEncoderLayer(cells, linear, embedding=embedding, bound=self.bound))
-            self.bound = self.bound + 1.0 if self._is_residual(index) else 1.0
-
-    def _is_residual(self, index: int) -> bool:
-        directions = self._config.num_directions
-        return self._config.residual and index > 0 and directions[index] == directions[index - 1]
+            self.bound = self.bound + 1.0 if self._config.is_residual_layer(index) else 1.0
 
     def __call__(self, src_ids: Tensor, lens: Sequence[int]) -> tuple[Tensor, list[State]]:
         """Reads B sentences.
@@ -241,11 +237,11 @@ class PackedEncoder:
         for index, layer in enumerate(self._layers):
             outputs, last = layer.read(layout, src_ids.flatten(), below)
             last_states.append(last)
-            if index + 1 == len(self._layers) and not self._is_residual(index):
+            if index + 1 == len(self._layers) and not self._config.is_residual_layer(index):
                 padded = outputs.index_select(0, layout.padded_outputs(layer.num_directions))
                 return padded.view(num_rows, width, -1), last_states
             x = outputs.index_select(0, layout.outputs(layer.num_directions)).view(len(layout), -1)
-            below = x + below if below is not None and self._is_residual(index) else x
+            below = x + below if below is not None and self._config.is_residual_layer(index) else x
         assert below is not None
         padded = below.new_zeros(num_rows * width, below.shape[1]).index_copy_(0, layout.positions(), below)
         return padded.view(num_rows, width, -1), last_states

@@ -25,7 +25,7 @@ from typing import Any
 
 from model.data.corpus import Pair, read_pairs
 from model.errors import InvalidValue
-from model.files import write_json
+from model.files import sync, write_json
 from service.datasets.errors import DatasetExists, UnknownDataset
 
 PAIRS_FILE = "pairs.tsv"
@@ -118,7 +118,7 @@ class DatasetStore:
         facts = {"format_version": _FORMAT_VERSION, "created_at": round(time.time(), 3), **description}
         self._share(folder, facts["sha256"])
         write_json(folder / _DESCRIPTION, facts)
-        _sync_folder(folder)
+        sync(folder)
         made = _of(facts, folder)
         while True:
             try:
@@ -130,7 +130,7 @@ class DatasetStore:
                 if existing is not None:
                     return _same(existing, made), False
             else:
-                _sync_folder(self.root)
+                sync(self.root)
                 return self.get(made.name), True
 
     def names_with_content_of(self, dataset: Dataset) -> Sequence[str]:
@@ -222,11 +222,3 @@ def _of(facts: dict[str, Any], folder: Path) -> Dataset:
         report=facts["report"],
         folder=folder,
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

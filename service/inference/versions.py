@@ -16,7 +16,6 @@ one that was killed). On a network file system this needs one that keeps locks (
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model.errors import CheckpointError, InvalidValue
-from model.files import write_json
+from model.files import sync, write_json
 from service.errors import CannotStore, NoPreviousVersion, UnknownModel, UnknownVersion, VersionConflict, VersionIsLive
 from service.inference.pointer import Pointer, Switch, read_pointer
 
@@ -289,9 +288,9 @@ class VersionStore:
                 with _storing(target):
                     write_json(incoming / LINEAGE_FILE, facts)
                     incoming.chmod(0o755)  # mkdtemp keeps it to its owner; a replica may run as another user
-                    _sync(incoming)
+                    sync(incoming)
                     incoming.rename(target)
-                    _sync(versions)
+                    sync(versions)
             return version
         except CheckpointError as exc:
             raise CheckpointError(folder / exc.path.name, exc.cause) from exc
@@ -395,15 +394,7 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
     for name in names:
         if Path(name).name == name and (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-            _sync(target / name)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync(target / name)
 
 
 def _remove_leftovers(versions: Path) -> None:

@@ -10,16 +10,17 @@ again, as after any death, from the last saved state.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 from model.errors import Cancelled
+from model.parent import die_with_parent
 from service.jobs.failures import ProcessesEnded
 from service.jobs.preparation import Work
 from service.jobs.run import RunFolder
@@ -29,7 +30,6 @@ from service.settings import load_settings
 _LOOK_SECONDS = 0.1
 # In which torchrun ends this process, should its error be the death of another.
 _PEER_DEATH_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1
 
 
 def _stop_path(run: RunFolder) -> Path:
@@ -38,13 +38,17 @@ def _stop_path(run: RunFolder) -> Path:
 
 def train(work: Work) -> None:
     """Returns when they have written the candidate. Raises Cancelled, ProcessesEnded."""
-    from model.distributed import launch_command
+    from model.distributed import launch_command, launch_environment
 
     stop = _stop_path(work.run)
     stop.unlink(missing_ok=True)
     command = launch_command(work.spec.num_processes, "service.jobs.together", [str(work.run.path)])
-    environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_die_with_parent)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env=launch_environment(work.spec.num_processes),
+        preexec_fn=partial(die_with_parent, signal.SIGKILL),
+    )
     try:
         while process.poll() is None:
             if work.should_stop():
@@ -62,14 +66,9 @@ def train(work: Work) -> None:
         raise ProcessesEnded(process.returncode if process.returncode > 0 else 1)
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """One of the processes."""
-    _die_with_parent()
+    die_with_parent(signal.SIGKILL)
     parent = os.getppid()
     run = RunFolder(Path(sys.argv[1]))
     work = Work(run=run, spec=run.spec(), settings=load_settings(), should_stop=_stop_path(run).exists)

@@ -12,7 +12,6 @@ pipe that closes when the service does, however that ends. It then saves its sta
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from model.errors import Cancelled
+from model.parent import die_with_parent
 from service.jobs.failures import ProcessesEnded, failure_of
 from service.jobs.run import RunFolder
 from service.settings import Settings, load_settings
@@ -31,7 +31,6 @@ EXIT_FAILED = 3
 EXIT_DISK_FULL = 74
 EXIT_STOPPED = 75
 GRACE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Watch:
@@ -44,8 +43,7 @@ class Watch:
     def __init__(self) -> None:
         self._is_stopping = False
         signal.signal(signal.SIGTERM, self._asked)
-        with contextlib.suppress(AttributeError, OSError):  # Linux only; the pipe tells the same everywhere
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        die_with_parent(signal.SIGTERM)  # Linux only; the pipe tells the same everywhere
         threading.Thread(target=self._wait_for_the_end, name="service-watch", daemon=True).start()
 
     def is_stopping(self) -> bool:
