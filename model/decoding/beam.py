@@ -76,6 +76,7 @@ class BeamSearch(LaneSearch):
 
     def __init__(self, k: int, device: torch.device) -> None:
         super().__init__(k, device)
+        self.num_first_rows = 1  # all are alike before the first step
         self._finished: list[_Finished] = []
         self._log_probs = torch.empty(0, k, device=device)  # [R, K]
         self._tokens = torch.empty(0, k, _GROWTH, dtype=torch.int64, device=device)  # [R, K, T]
@@ -94,7 +95,7 @@ class BeamSearch(LaneSearch):
         num_new = len(segments)
         self._finished.extend(_Finished(row_nodes=[-1] * self.k) for _ in segments)
         alive = self._log_probs.new_full((num_new, self.k), NEVER)
-        alive[:, 0] = 0.0  # all rows are alike before the first step: one is enough
+        alive[:, 0] = 0.0
         self._log_probs = torch.cat((self._log_probs, alive))
         self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, self.k, self._tokens.shape[2])))
         self._dropped = torch.cat((self._dropped, self._dropped.new_full((num_new,), NEVER)))
@@ -124,19 +125,29 @@ class BeamSearch(LaneSearch):
         live, order = going.topk(k, dim=1)  # [R, K]
         ends = (is_end & (totals > NEVER))[:, :k]
         stuck = self._results_of_stuck(totals) if self.is_constrained else []
-        self._note_dropped(totals, order, live, ends)
-        self._note_trees(totals, parents, tokens, order)
         self._finish(ends, totals, parents)
+        live = torch.where(self._is_beyond(live), NEVER, live)
+        self._note_dropped(totals, order, live, ends)
+        self._note_trees(totals, parents, tokens, order, live)
         self._log_probs = live
         tokens, parents = tokens.gather(1, order), parents.gather(1, order)
         self._append(tokens, parents)
         self._coverage.follow(parents)
         rows = parents + torch.arange(num_segments, device=self.device)[:, None] * k
+        rows = torch.where(live > NEVER, rows, -1)
         return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=[*stuck, *self._done({at for at, _ in stuck})])
 
     def _results_of_stuck(self, totals: Tensor) -> list[tuple[int, SegmentResult]]:
         """Segments none of whose rows may go on or end: they stop where they stand."""
         return [(i, self._result(i, "length")) for i in (totals[:, 0] == NEVER).nonzero().flatten().tolist()]
+
+    def _is_beyond(self, live: Tensor) -> Tensor:
+        """Which of the coming rows [R, K], as long as they may get, score no higher than what is kept. Where rows are
+        counted as they end, they stay for as long as the best of them."""
+        live = torch.where(self._needed.isinf()[:, None], live, live[:, :1])
+        lens = self._lens + 1
+        longest = torch.minimum(self._limits, lens * self._growth[:, 0] + self._growth[:, 1])
+        return live <= (self._worst * longest**self._penalties)[:, None]
 
     def _note_dropped(self, totals: Tensor, order: Tensor, live: Tensor, ends: Tensor) -> None:
         """The best candidate that neither goes on nor finishes; what is beyond the candidates is no better than the
@@ -184,9 +195,7 @@ class BeamSearch(LaneSearch):
         """Segments that end with this step, but for those that were stuck before it."""
         best_live = self._log_probs[:, 0]
         is_over = (self._lens >= self._limits) | (best_live == NEVER)
-        longest = torch.minimum(self._limits, self._lens * self._growth[:, 0] + self._growth[:, 1])
-        is_beyond = best_live <= self._worst * longest**self._penalties
-        is_done = is_over | is_beyond | (self._num_ended >= self._needed)
+        is_done = is_over | (self._num_ended >= self._needed)
         if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
@@ -219,12 +228,12 @@ class BeamSearch(LaneSearch):
                 return
             self._keep_hypothesis(position, row, log_prob, cut)
 
-    def _note_trees(self, totals: Tensor, parents: Tensor, tokens: Tensor, order: Tensor) -> None:
+    def _note_trees(self, totals: Tensor, parents: Tensor, tokens: Tensor, order: Tensor, live: Tensor) -> None:
         for i, segment in enumerate(self.segments):
             if not segment.options.wants_tree:
                 continue
             finished = self._finished[i]
-            alive = set(order[i].tolist())
+            alive = set(order[i][live[i] > NEVER].tolist())
             number: dict[int, int] = {}
             candidates = zip(totals[i].tolist(), parents[i].tolist(), tokens[i].tolist(), strict=True)
             for rank, (total, parent, token) in enumerate(candidates):

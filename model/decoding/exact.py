@@ -39,14 +39,13 @@ from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 from model.network.token_scores import TokenScores
 
 _LOWEST = torch.finfo(torch.float32).min
-_DEAD_SLOT = 0  # where rows without a node start from
 
 
 @dataclass(eq=False)
 class _Slots:
-    """Numbers of parked states: the first is for dead rows, and the others are given out and taken back."""
+    """Numbers of parked states, which are given out and taken back."""
 
-    num: int = 1
+    num: int = 0
     free: list[int] = field(default_factory=list)
 
     def take(self) -> int:
@@ -62,7 +61,7 @@ class _Node:
 
     Attributes:
         tokens, log_prob: of it; the root has none and 0.
-        start: slot of its parent's state, from which the step that extends it starts.
+        start: slot of its parent's state, from which the step that extends it starts; -1 for the root.
         looked: [S], the attention of all steps before; with its own once it is extended. None where nobody asks.
         slot: where its own state is parked, once it is extended and has children that wait.
         waiting: log-probability and token of those children, worst first.
@@ -72,7 +71,7 @@ class _Node:
     log_prob: float
     start: int
     looked: Tensor | None
-    slot: int = _DEAD_SLOT
+    slot: int = -1
     waiting: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -105,6 +104,7 @@ class ExactSearch(LaneSearch):
 
     def __init__(self, k: int, device: torch.device) -> None:
         super().__init__(k, device)
+        self.num_first_rows = 1  # the root's
         self._proofs: list[_Proof] = []
         self._slots = _Slots()
 
@@ -112,7 +112,7 @@ class ExactSearch(LaneSearch):
         super().add(segments)
         for segment in segments:
             assert segment.best is not None, "a beam comes first"
-            root = _Node((), 0.0, _DEAD_SLOT, None)
+            root = _Node((), 0.0, -1, None)
             self._proofs.append(_Proof(segment.best.hypotheses[0], [root]))
 
     def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
@@ -132,7 +132,7 @@ class ExactSearch(LaneSearch):
             self._choose(i)
             num_dead = self.k - len(proof.extending)
             ids += [*(node.tokens[-1] for node in proof.extending), *[EOS_ID] * num_dead]
-            starts += [*(node.start for node in proof.extending), *[_DEAD_SLOT] * num_dead]
+            starts += [*(node.start for node in proof.extending), *[-1] * num_dead]
         return Absorbed(
             ids=torch.tensor(ids, device=self.device),
             rows=torch.tensor(starts, device=self.device),
@@ -185,16 +185,17 @@ class ExactSearch(LaneSearch):
         """Puts the nodes that have children on their stacks, the first row's on top.
 
         Returns:
-            Rows [P] and slots [P] where their states are to be kept; some row's in the dead rows' slot.
+            Rows [P] and slots [P] where their states are to be kept.
         """
-        parked, slots = [0], [_DEAD_SLOT]
+        parked: list[int] = []
+        slots: list[int] = []
         for row, position, node in reversed(rows):
             if node.waiting:
                 node.slot = self._slots.take()
                 self._proofs[position].stack.append(node)
                 parked.append(row)
                 slots.append(node.slot)
-        return torch.tensor(parked, device=self.device), torch.tensor(slots, device=self.device)
+        return tuple(torch.tensor(part, dtype=torch.int64, device=self.device) for part in (parked, slots))  # type: ignore[return-value]
 
     def _choose(self, position: int) -> None:
         """The nodes that the segment's rows extend next; none where nothing is left or no more may be extended."""

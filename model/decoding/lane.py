@@ -42,8 +42,8 @@ class Absorbed:
 
     Attributes:
         ids: [R·K] int64, the token of each row for the next step.
-        rows: [R·K] int64, which row of this step each row continues; None where each continues itself. Of a search
-            that parks states, which slot.
+        rows: [R·K] int64, which row of this step each row continues, -1 for a dead row; None where each continues
+            itself. Of a search that parks states, which slot.
         done: positions of the segments that are done, with their results. Their rows are still there: `keep` drops
             them.
         parked: rows of this step [P] int64 and the slots [P] int64 where their states are to be kept.
@@ -67,9 +67,10 @@ class LaneSearch:
     """
 
     parks: ClassVar[bool] = False
+    num_first_rows: int  # of a segment's rows, those that are alive in its first step
 
     def __init__(self, k: int, device: torch.device) -> None:
-        self.k = k
+        self.k = self.num_first_rows = k
         self.device = device
         self.segments: list[LiveSegment] = []
         self.is_constrained = False  # whether any of them is

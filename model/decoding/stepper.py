@@ -11,7 +11,11 @@ after the other in one state, which one network step extends:
 A segment goes through *stages*: `exact` begins as a beam, and an explanation ends with a walk through the result.
 Between two stages it changes lanes.
 
-Shape letters: N live rows, R segments of a lane, K rows a segment, S source length, P parked states.
+Rows are not moved when a search wants them elsewhere: each says which row of the last step's state it goes on from, and
+the next step looks there. Rows that are dead, as four of five are in a beam's first step, cost next to nothing.
+
+Shape letters: N live rows, M rows of the state, R segments of a lane, K rows a segment, S source length, P parked
+states.
 """
 
 from __future__ import annotations
@@ -106,8 +110,10 @@ class StepDecoder:
         self._device = network.device
         self.max_rows = max_rows
         self._lanes: dict[_LaneKey, _Lane] = {}
-        self._state: State = ()  # tensors [N, ...]
+        self._state: State = ()  # tensors [M, ...]
         self._ids = torch.empty(0, dtype=torch.int64, device=self._device)  # [N], the last token of each row
+        # [N], the row of the state that each goes on from, -1 for a dead row; None where each goes on from itself.
+        self._parents: Tensor | None = None
         self._next_handle = 0
         self._journeys: dict[int, _Journey] = {}
         self._num_rows = 0
@@ -159,7 +165,8 @@ class StepDecoder:
         return handles
 
     def _join(self, journeys: Sequence[_Journey], memory: Memory, state: State) -> None:
-        """Each journey enters its next stage, with the same entry of the memory and the state [R', ...]."""
+        """Each journey enters its next stage, with the same entry of the memory and the state [R', ...]: the first of
+        its rows goes on from there, and the others are dead until it has brought forth more."""
         arrivals: dict[_LaneKey, list[int]] = {}
         for i, journey in enumerate(journeys):
             arrivals.setdefault(_lane_key(journey.stages.pop(0), journey.segment), []).append(i)
@@ -171,24 +178,26 @@ class StepDecoder:
                 self._lanes[key] = lane
             lane.sources.add(memory, entries)
             lane.search.add([journeys[i].segment for i in entries])
-        if not self._state:
-            self._state = tuple(part[:0] for part in state)
-        pieces: list[list[Tensor]] = [[] for _ in state]
+        num_states = self._state[0].shape[0] if self._state else 0
+        parents = self._all_parents()
         id_pieces: list[Tensor] = []
-        for key in self._lanes:
+        parent_pieces: list[Tensor] = []
+        for key, lane in self._lanes.items():
             start, end = starts.get(key, (0, 0))
-            if start < end:
-                id_pieces.append(self._ids[start:end])
-                for piece, part in zip(pieces, self._state, strict=True):
-                    piece.append(part[start:end])
+            id_pieces.append(self._ids[start:end])
+            parent_pieces.append(parents[start:end])
             if key in arrivals:
-                index = torch.tensor(arrivals[key], device=self._device).repeat_interleave(key.num_rows)
-                id_pieces.append(torch.full_like(index, BOS_ID))
-                for piece, part in zip(pieces, state, strict=True):
-                    piece.append(part[index])
-        self._state = tuple(torch.cat(piece) for piece in pieces)
-        self._ids = torch.cat(id_pieces)
+                arrived = torch.tensor(arrivals[key], device=self._device)
+                first = torch.full((len(arrived), key.num_rows), -1, device=self._device)
+                first[:, : lane.search.num_first_rows] = arrived[:, None] + num_states
+                parent_pieces.append(first.flatten())
+                id_pieces.append(torch.full_like(parent_pieces[-1], BOS_ID))
+        self._state = tuple(torch.cat(pair) for pair in zip(self._state, state, strict=True)) if self._state else state
+        self._ids, self._parents = torch.cat(id_pieces), torch.cat(parent_pieces)
         self._num_rows = self._ids.shape[0]
+
+    def _all_parents(self) -> Tensor:
+        return torch.arange(self._num_rows, device=self._device) if self._parents is None else self._parents
 
     def _starts(self) -> dict[_LaneKey, tuple[int, int]]:
         """Where each lane's rows begin and end."""
@@ -209,7 +218,8 @@ class StepDecoder:
         if not self._lanes:
             return []
         lanes = list(self._lanes.values())
-        scores, state, attention = self._network.step(self._ids, self._state, [lane.sources.memory() for lane in lanes])
+        memories = [lane.sources.memory() for lane in lanes]
+        scores, state, attention = self._network.step(self._ids, self._state, memories, self._parents)
         absorbed: list[Absorbed] = []
         start = 0
         for i, lane in enumerate(lanes):
@@ -239,7 +249,7 @@ class StepDecoder:
             ids.append(lane_ids)
         self._ids = torch.cat(ids) if len(ids) > 1 else ids[0]
         self._num_rows = self._ids.shape[0]
-        self._move(lanes, moves, [len(a.ids) for a in absorbed])
+        self._follow(lanes, moves, [len(a.ids) for a in absorbed])
         self._drop_empty_lanes()
         return [(j.segment.handle, result) for j, result in ended if self._is_through(j, result)]
 
@@ -252,27 +262,31 @@ class StepDecoder:
         rows = [at * k + row for at in order for row in range(k)]
         return torch.tensor(rows, dtype=torch.int64, device=self._device)
 
-    def _move(self, lanes: Sequence[_Lane], moves: Sequence[Tensor | None], num_before: Sequence[int]) -> None:
-        """Rows of the state as `moves` say, for each lane: rows of its own, slots of its parked states, or None."""
+    def _follow(self, lanes: Sequence[_Lane], moves: Sequence[Tensor | None], num_before: Sequence[int]) -> None:
+        """Rows go on from where `moves` say, for each lane: rows of its own, slots of its parked states, or None."""
         if all(rows is None for rows in moves):
+            self._parents = None
             return
-        index: list[Tensor] = []
+        parents: list[Tensor] = []
         start = 0
         for lane, rows, num_rows in zip(lanes, moves, num_before, strict=True):
             if rows is None:
-                index.append(torch.arange(start, start + num_rows, device=self._device))
-            else:
-                index.append(torch.full_like(rows, start) if lane.search.parks else rows + start)
+                rows = torch.arange(num_rows, device=self._device)
+            elif lane.search.parks:
+                rows = self._unpark(lane, rows, start)
+            parents.append(torch.where(rows < 0, -1, rows + start))
             start += num_rows
-        whole = torch.cat(index) if len(index) > 1 else index[0]
-        self._state = tuple(part.index_select(0, whole) for part in self._state)
-        start = 0
-        for lane, rows, chosen in zip(lanes, moves, index, strict=True):
-            end = start + len(chosen)
-            if rows is not None and lane.search.parks:
-                for part, kept in zip(self._state, lane.parked, strict=True):
-                    part[start:end] = kept[rows]
-            start = end
+        self._parents = torch.cat(parents) if len(parents) > 1 else parents[0]
+
+    def _unpark(self, lane: _Lane, slots: Tensor, start: int) -> Tensor:
+        """Puts parked states where the lane's own stood, from a row of the state on; those are parked or not needed.
+        Returns which of its rows each row goes on from."""
+        is_alive = slots >= 0
+        at = torch.arange(len(slots), device=self._device)
+        if is_alive.any():
+            for part, kept in zip(self._state, lane.parked, strict=True):
+                part[at[is_alive] + start] = kept[slots[is_alive]]
+        return torch.where(is_alive, at, -1)
 
     def _is_through(self, journey: _Journey, result: SegmentResult) -> bool:
         """Whether a segment that ended a stage has ended its last; else it enters the next."""
@@ -306,9 +320,10 @@ class StepDecoder:
         lane, position = self._find(handle)
         start, end = self._starts()[lane.key]
         rows = self._leave(lane, {position})
-        stay = torch.cat((torch.arange(start), rows.cpu() + start, torch.arange(end, self._num_rows))).to(self._device)
-        self._state = tuple(part.index_select(0, stay) for part in self._state)
-        self._ids = self._ids[stay]
+        num_rows = self._num_rows
+        before, after = (torch.arange(*ends, device=self._device) for ends in ((start,), (end, num_rows)))
+        stay = torch.cat((before, rows + start, after))
+        self._ids, self._parents = self._ids[stay], self._all_parents()[stay]
         self._num_rows = self._ids.shape[0]
         self._drop_empty_lanes()
 

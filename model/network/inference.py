@@ -81,13 +81,20 @@ class InferenceNetwork:
         return self._decoder.memory(outputs, last_states, lens), self._decoder.init_state(last_states)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
+    def step(self, ids: Tensor, state: State, memories: Sequence[Memory], parents: Tensor | None = None) -> StepOutput:
         """One token for every live row.
 
         Args:
             ids: [N] int64, the last token of each row (`<bos>` at first).
-            state: tensors [N, ...], as `encode` or the last `step` returned them, indexed as the search asks.
+            state: tensors [M, ...], as `encode` or the last `step` returned them.
             memories: the source sentences of the rows, in their order.
+            parents: [N] int64, the row of the state that each row goes on from; -1 for a dead row, for which anything
+                may come back. None where each goes on from itself. Rows may have one in common, as in a beam: the
+                kernels compute its share once.
         """
-        decoder = self._native_decoder if self.is_native else self._decoder
-        return decoder.step(ids, state, memories)
+        if self.is_native:
+            return self._native_decoder.step(ids, state, memories, parents)
+        if parents is not None:
+            alive = parents.clamp(min=0)
+            state = tuple(part.index_select(0, alive) for part in state)
+        return self._decoder.step(ids, state, memories)

@@ -9,13 +9,22 @@
 // Every row is computed by the same instructions in the same order whatever other rows there are, and sums of whole
 // numbers are exact in any order: no row's result depends on its company.
 //
+// Rows of a beam that continue the same hypothesis differ in their last token only. What they have in common, the
+// products of their parent's state, is computed once: see `Rows`.
+//
+// Operations are written down in a `Work` first, and `recurra_run` does them all, one after the other, by one team of
+// threads: whoever calls from Python gives up its interpreter's lock once a step.
+//
 // Inputs are bytes: round(127 x / bound) + 128. The 128 is taken off again by where the sums begin, `init`.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <immintrin.h>
 #include <omp.h>
+#include <vector>
 
 namespace {
 
@@ -24,10 +33,29 @@ constexpr int kRows = 6;     // rows of a tile: 6 · 4 sums, 4 weights and an in
 constexpr int kBlock = 64;   // outputs of a panel that is no cell's
 constexpr int64_t kLargeFloats = 3 << 20;
 
+// Which rows there are, and whose state each goes on from: row `own[i]` from row `parents[i]` of the state before.
+// A null pointer says that it is i.
+struct Rows {
+    int64_t num = 0;
+    const int32_t* own = nullptr;
+    const int32_t* parents = nullptr;
+    const uint8_t* is_there = nullptr;  // of row n, whether it is among `own`; null where all are
+    // The different parents, and where among them each row finds its own; null where hardly any have one in common.
+    int64_t num_distinct = 0;
+    const int32_t* distinct = nullptr;
+    const int32_t* shares = nullptr;
+
+    int64_t row(int64_t i) const { return own ? own[i] : i; }
+    int64_t parent(int64_t i) const { return parents ? parents[i] : i; }
+};
+
+constexpr int kParts = 3;
+
 // Up to three inputs that stand side by side.
 struct Inputs {
-    const uint8_t* data[3];
-    int64_t stride[3];  // bytes from row to row
+    const uint8_t* data[kParts];
+    int64_t stride[kParts];     // bytes from row to row
+    int32_t is_parents[kParts];  // whether a row's input is its parent's
 };
 
 // An affine map as it was packed. All but the inputs' widths follow the order of the panels.
@@ -38,8 +66,9 @@ struct Affine {
     const float* bias;
     int64_t num_panels;
     int64_t num_outputs;
-    int64_t groups[3];      // of four inputs, in each of the inputs that stand side by side
-    int64_t num_groups;     // their sum
+    int64_t num_parts;       // inputs that stand side by side; of a cell the state is the last
+    int64_t groups[kParts];  // of four, in each of them
+    int64_t num_groups;      // their sum
 };
 
 // Rows of a table that are added: row n is table + rows[n] · stride, without `rows` the n-th.
@@ -95,33 +124,62 @@ inline __m128i Quantize(__m512 x, __m512 factor) {
 
 inline void StoreBytes(uint8_t* to, __m128i bytes) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes); }
 
-// R rows, from `row`, times one panel.
-template <int R, int G>
-inline __attribute__((always_inline)) void Multiply(
-    const Affine& affine, int64_t panel, const Inputs& inputs, int64_t row, __m512i (&sums)[R][G]) {
-    const int8_t* weights = affine.panels + panel * affine.num_groups * G * 64;
-    for (int g = 0; g < G; ++g) {
-        const __m512i init = _mm512_loadu_si512(affine.init + (panel * G + g) * kLanes);
-        for (int r = 0; r < R; ++r) sums[r][g] = init;
-    }
-    for (int i = 0; i < 3; ++i) {
-        const int64_t num_groups = affine.groups[i];
-        const int64_t stride = inputs.stride[i];
-        const uint8_t* x = inputs.data[i] + row * stride;
-        for (int64_t k = 0; k < num_groups; ++k) {
-            __m512i w[G];
+// Adds the products of R rows with one input's groups of a panel: gate g to sum g, but the last gate to sum `Last`.
+// Returns where the next input's weights begin.
+template <int R, int G, int A, int Last>
+inline __attribute__((always_inline)) const int8_t* MultiplyPart(
+    const int8_t* weights, int64_t num_groups, const uint8_t* const (&x)[R], __m512i (&sums)[R][A]) {
+    for (int64_t k = 0; k < num_groups; ++k) {
+        __m512i w[G];
 #pragma GCC unroll 4
-            for (int g = 0; g < G; ++g) w[g] = _mm512_loadu_si512(weights + g * 64);
+        for (int g = 0; g < G; ++g) w[g] = _mm512_loadu_si512(weights + g * 64);
 #pragma GCC unroll 6
-            for (int r = 0; r < R; ++r) {
-                int32_t four;
-                std::memcpy(&four, x + r * stride + 4 * k, 4);
-                const __m512i a = _mm512_set1_epi32(four);
+        for (int r = 0; r < R; ++r) {
+            int32_t four;
+            std::memcpy(&four, x[r] + 4 * k, 4);
+            const __m512i a = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
-                for (int g = 0; g < G; ++g) sums[r][g] = _mm512_dpbusd_epi32(sums[r][g], a, w[g]);
+            for (int g = 0; g < G; ++g) {
+                __m512i& sum = sums[r][g + 1 < G ? g : Last];
+                sum = _mm512_dpbusd_epi32(sum, a, w[g]);
             }
-            weights += G * 64;
         }
+        weights += G * 64;
+    }
+    return weights;
+}
+
+enum Which { kAll, kParents, kOwn };  // inputs
+
+// R rows, from the i-th, times one panel. S is a `Shape`, below. Of `kParents` i counts the different parents.
+template <int R, typename S>
+inline __attribute__((always_inline)) void Multiply(
+    const Affine& affine, int64_t panel, const Inputs& inputs, const Rows& rows, Which which, int64_t i,
+    __m512i (&sums)[R][S::kSums]) {
+    const int8_t* weights = affine.panels + panel * affine.num_groups * S::kGates * 64;
+    for (int part = 0; part < affine.num_parts; ++part) {
+        const int64_t num_groups = affine.groups[part];
+        const bool is_parents = inputs.is_parents[part];
+        if (which != kAll && is_parents != (which == kParents)) {
+            weights += num_groups * S::kGates * 64;
+            continue;
+        }
+        const int32_t* at = which == kParents ? rows.distinct : is_parents ? rows.parents : rows.own;
+        const uint8_t* x[R];
+        for (int r = 0; r < R; ++r) x[r] = inputs.data[part] + (at ? at[i + r] : i + r) * inputs.stride[part];
+        if (S::kStateSum != S::kGates - 1 && part + 1 == affine.num_parts) {
+            weights = MultiplyPart<R, S::kGates, S::kSums, S::kStateSum>(weights, num_groups, x, sums);
+        } else {
+            weights = MultiplyPart<R, S::kGates, S::kSums, S::kGates - 1>(weights, num_groups, x, sums);
+        }
+    }
+}
+
+template <int R, int A>
+inline void Begin(const int32_t* init, __m512i (&sums)[R][A]) {
+    for (int a = 0; a < A; ++a) {
+        const __m512i first = _mm512_loadu_si512(init + a * kLanes);
+        for (int r = 0; r < R; ++r) sums[r][a] = first;
     }
 }
 
@@ -144,15 +202,21 @@ inline __attribute__((always_inline)) void ForTiles(int64_t num_rows, Tile&& til
     }
 }
 
+// How many rows are too few for threads to fetch panels one by one.
+inline int PanelsAtOnce(int64_t num_rows) { return num_rows < 8 ? 8 : 1; }
+
 // -- products ---------------------------------------------------------------------------------------------------------
+
+struct Block {
+    static constexpr int kGates = 4, kSums = 4, kStateSum = 3;
+};
 
 enum Finish { kPlain = 0, kTanh = 1, kLogits = 2 };
 
 struct ProductOut {
     float* floats;         // [N, outputs]
-    const int64_t* rows;   // row n of the floats is rows[n]; or null
+    const int64_t* places;  // row n of the floats is places[n]; or null
     uint8_t* bytes;        // [N, outputs], of kTanh
-    float factor;          // 127 / bound of the bytes
     float* peaks;          // [N, panels], of kLogits: the largest of each panel
     float* masses;         // [N, panels], of kLogits: Σ exp(logit - peak)
     bool is_large;         // of kLogits: more than the caches should be filled with
@@ -160,15 +224,18 @@ struct ProductOut {
 
 template <int F, int R>
 inline void ProductTile(
-    const Affine& affine, int64_t panel, const Inputs& inputs, const Added& added, const ProductOut& out, int64_t row) {
+    const Affine& affine, int64_t panel, const Inputs& inputs, const Rows& rows, const Added& added,
+    const ProductOut& out, int64_t i) {
     __m512i sums[R][4];
-    Multiply<R, 4>(affine, panel, inputs, row, sums);
+    Begin(affine.init + panel * kBlock, sums);
+    Multiply<R, Block>(affine, panel, inputs, rows, kAll, i, sums);
     const int64_t first = panel * kBlock;
     const int num_registers = static_cast<int>((affine.num_outputs - first) / kLanes);
     for (int r = 0; r < R; ++r) {
         __m512 y[4];
         for (int g = 0; g < 4; ++g) y[g] = ToFloat(affine, first + g * kLanes, sums[r][g]);
-        const int64_t at = (out.rows ? out.rows[row + r] : row + r) * affine.num_outputs + first;
+        const int64_t n = rows.row(i + r);
+        const int64_t at = (out.places ? out.places[n] : n) * affine.num_outputs + first;
         if (F == kLogits) {
             if (out.is_large) {
                 for (int g = 0; g < 4; ++g) _mm512_stream_ps(out.floats + at + g * kLanes, y[g]);
@@ -178,15 +245,14 @@ inline void ProductTile(
             const float peak = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(y[0], y[1]), _mm512_max_ps(y[2], y[3])));
             __m512 mass = _mm512_setzero_ps();
             for (int g = 0; g < 4; ++g) mass = _mm512_add_ps(mass, Exp(_mm512_sub_ps(y[g], _mm512_set1_ps(peak))));
-            out.peaks[(row + r) * affine.num_panels + panel] = peak;
-            out.masses[(row + r) * affine.num_panels + panel] = _mm512_reduce_add_ps(mass);
+            out.peaks[n * affine.num_panels + panel] = peak;
+            out.masses[n * affine.num_panels + panel] = _mm512_reduce_add_ps(mass);
             continue;
         }
         for (int g = 0; g < 4 && g < num_registers; ++g) {
-            if (added.table) y[g] = _mm512_add_ps(y[g], _mm512_loadu_ps(added.row(row + r) + first + g * kLanes));
+            if (added.table) y[g] = _mm512_add_ps(y[g], _mm512_loadu_ps(added.row(n) + first + g * kLanes));
             if (F == kTanh) {
-                y[g] = Tanh(y[g]);
-                StoreBytes(out.bytes + at + g * kLanes, Quantize(y[g], _mm512_set1_ps(out.factor)));
+                StoreBytes(out.bytes + at + g * kLanes, Quantize(Tanh(y[g]), _mm512_set1_ps(127.0f)));
             } else {
                 _mm512_storeu_ps(out.floats + at + g * kLanes, y[g]);
             }
@@ -196,95 +262,149 @@ inline void ProductTile(
 
 template <int F>
 void ProductOf(
-    const Affine& affine, const Inputs& inputs, int64_t num_rows, const Added& added, const ProductOut& out,
-    int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+    const Affine& affine, const Inputs& inputs, const Rows& rows, const Added& added, const ProductOut& out) {
+    const int at_once = PanelsAtOnce(rows.num);
+#pragma omp for schedule(dynamic, at_once)
     for (int64_t panel = 0; panel < affine.num_panels; ++panel) {
-        ForTiles(num_rows, [&]<int R>(int64_t row) { ProductTile<F, R>(affine, panel, inputs, added, out, row); });
+        ForTiles(rows.num, [&]<int R>(int64_t i) { ProductTile<F, R>(affine, panel, inputs, rows, added, out, i); });
     }
+}
+
+// The logarithm of a row's sum of exponentials, from the peaks and masses of its panels.
+inline float LogNorm(const float* peaks, const float* masses, int64_t num_panels) {
+    __m512 largest = _mm512_set1_ps(-__builtin_inff());
+    for (int64_t i = 0; i < num_panels; i += kLanes) {
+        const __mmask16 mask = num_panels - i >= kLanes ? 0xffff : (1u << (num_panels - i)) - 1;
+        largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, peaks + i));
+    }
+    const float peak = _mm512_reduce_max_ps(largest);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < num_panels; i += kLanes) {
+        const __mmask16 mask = num_panels - i >= kLanes ? 0xffff : (1u << (num_panels - i)) - 1;
+        const __m512 share = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, peaks + i), _mm512_set1_ps(peak)));
+        sum = _mm512_mask_add_ps(sum, mask, sum, _mm512_mul_ps(share, _mm512_maskz_loadu_ps(mask, masses + i)));
+    }
+    return peak + __builtin_logf(_mm512_reduce_add_ps(sum));
 }
 
 // -- recurrent cells --------------------------------------------------------------------------------------------------
 
 enum Kind { kRnn = 0, kGru = 1, kLstm = 2 };
 
+// Gates of a cell, the sums that its products go to, and which of them takes the state's share of the last gate: a GRU
+// needs its candidate's two shares apart.
 template <int K>
-constexpr int kGates = K == kLstm ? 4 : K == kGru ? 3 : 1;
-
-struct CellOut {
-    const float* before;     // [N, H]: c of an LSTM, h of a GRU
-    float* after;            // [N, H], may be `before`
-    uint8_t* bytes;          // [N, H]: h
-    float* floats;           // h, row n at floats + float_rows[n] · float_stride; or null
-    const int64_t* float_rows;
-    int64_t float_stride;
-    uint8_t* copies;         // h in bytes once more, row n at copies + copy_rows[n] · copy_stride; or null
-    const int64_t* copy_rows;
-    int64_t copy_stride;
-    float factor;            // 127 / bound of the bytes
+struct Shape {
+    static constexpr int kGates = K == kLstm ? 4 : K == kGru ? 3 : 1;
+    static constexpr int kSums = K == kLstm ? 4 : K == kGru ? 4 : 1;
+    static constexpr int kStateSum = kSums - 1;
 };
 
+struct CellOut {
+    const float* before;     // [·, H], of the rows' parents: c of an LSTM, h of a GRU
+    float* after;            // [N, H], may be `before`
+    uint8_t* bytes;          // [N, H]: h
+    float* floats;           // h, row n at floats + places[n] · float_stride; or null
+    const int64_t* places;
+    int64_t float_stride;
+    uint8_t* copies;         // h in bytes once more, row n at copies + copy_places[n] · copy_stride; or null
+    const int64_t* copy_places;
+    int64_t copy_stride;
+};
+
+// R rows from the i-th. `shared` holds what their parents' inputs come to, [distinct parents, sums · 16]; or null.
 template <int K, int R>
 inline void CellTile(
-    const Affine& affine, int64_t hidden_dim, int64_t panel, const Inputs& inputs, const Added& added,
-    const CellOut& out, int64_t row) {
-    constexpr int G = kGates<K>;
+    const Affine& affine, int64_t hidden_dim, int64_t panel, const Inputs& inputs, const Rows& rows, const Added& added,
+    const int32_t* shared, const CellOut& out, int64_t i) {
+    using S = Shape<K>;
+    constexpr int G = S::kGates, A = S::kSums;
     const int64_t unit = panel * kLanes;
     if (added.table) {  // rows of a large table come from far away
         for (int r = 0; r < R; ++r) {
-            for (int g = 0; g < G; ++g) _mm_prefetch(added.row(row + r) + unit + g * hidden_dim, _MM_HINT_T0);
+            for (int g = 0; g < G; ++g) _mm_prefetch(added.row(rows.row(i + r)) + unit + g * hidden_dim, _MM_HINT_T0);
         }
     }
-    __m512i sums[R][G];
-    Multiply<R, G>(affine, panel, inputs, row, sums);
+    __m512i sums[R][A];
+    if (shared) {
+        for (int r = 0; r < R; ++r) {
+            const int32_t* begun = shared + rows.shares[i + r] * A * kLanes;
+            for (int a = 0; a < A; ++a) sums[r][a] = _mm512_loadu_si512(begun + a * kLanes);
+        }
+        Multiply<R, S>(affine, panel, inputs, rows, kOwn, i, sums);
+    } else {
+        Begin(affine.init + panel * A * kLanes, sums);
+        Multiply<R, S>(affine, panel, inputs, rows, kAll, i, sums);
+    }
     for (int r = 0; r < R; ++r) {
-        const int64_t n = row + r, at = n * hidden_dim + unit;
-        __m512 y[G], x[G];
+        const int64_t n = rows.row(i + r), at = n * hidden_dim + unit;
+        const int64_t before_at = rows.parent(i + r) * hidden_dim + unit;
+        __m512 y[A];
         const float* share = added.table ? added.row(n) + unit : nullptr;
-        for (int g = 0; g < G; ++g) {
-            y[g] = ToFloat(affine, (panel * G + g) * kLanes, sums[r][g]);
-            x[g] = share ? _mm512_loadu_ps(share + g * hidden_dim) : _mm512_setzero_ps();
-            if (K != kGru || g < 2) y[g] = _mm512_add_ps(y[g], x[g]);
+        for (int a = 0; a < A; ++a) {
+            y[a] = ToFloat(affine, (panel * A + a) * kLanes, sums[r][a]);
+            if (share && a < G) y[a] = _mm512_add_ps(y[a], _mm512_loadu_ps(share + a * hidden_dim));
         }
         __m512 h;
         if constexpr (K == kLstm) {
-            const __m512 i = Logistic(y[0]), f = Logistic(y[1]), candidate = Tanh(y[2]), o = Logistic(y[3]);
-            const __m512 c = _mm512_fmadd_ps(i, candidate, _mm512_mul_ps(f, _mm512_loadu_ps(out.before + at)));
+            const __m512 in = Logistic(y[0]), forget = Logistic(y[1]), candidate = Tanh(y[2]), o = Logistic(y[3]);
+            const __m512 before = _mm512_loadu_ps(out.before + before_at);
+            const __m512 c = _mm512_fmadd_ps(in, candidate, _mm512_mul_ps(forget, before));
             _mm512_storeu_ps(out.after + at, c);
             h = _mm512_mul_ps(o, Tanh(_mm512_mul_ps(c, _mm512_set1_ps(2 * kLog2E))));
         } else if constexpr (K == kGru) {
             const __m512 reset = Logistic(y[0]), update = Logistic(y[1]);
-            const __m512 candidate = Tanh(_mm512_fmadd_ps(reset, y[2], x[2]));
-            const __m512 before = _mm512_loadu_ps(out.before + at);
+            const __m512 candidate = Tanh(_mm512_fmadd_ps(reset, y[3], y[2]));
+            const __m512 before = _mm512_loadu_ps(out.before + before_at);
             h = _mm512_fmadd_ps(update, _mm512_sub_ps(before, candidate), candidate);
             _mm512_storeu_ps(out.after + at, h);
         } else {
             h = Tanh(y[0]);
         }
-        const __m128i bytes = Quantize(h, _mm512_set1_ps(out.factor));
+        const __m128i bytes = Quantize(h, _mm512_set1_ps(127.0f));
         StoreBytes(out.bytes + at, bytes);
         if (out.floats) {
-            const int64_t to = out.float_rows ? out.float_rows[n] : n;
-            _mm512_storeu_ps(out.floats + to * out.float_stride + unit, h);
+            _mm512_storeu_ps(out.floats + (out.places ? out.places[n] : n) * out.float_stride + unit, h);
         }
-        if (out.copies) StoreBytes(out.copies + out.copy_rows[n] * out.copy_stride + unit, bytes);
+        if (out.copies) StoreBytes(out.copies + out.copy_places[n] * out.copy_stride + unit, bytes);
     }
 }
 
 template <int K>
-void CellRows(
-    const Affine& affine, int64_t hidden_dim, int64_t panel, const Inputs& inputs, int64_t num_rows, const Added& added,
+void CellPanel(
+    const Affine& affine, int64_t hidden_dim, int64_t panel, const Inputs& inputs, const Rows& rows, const Added& added,
     const CellOut& out) {
-    ForTiles(num_rows, [&]<int R>(int64_t row) { CellTile<K, R>(affine, hidden_dim, panel, inputs, added, out, row); });
+    using S = Shape<K>;
+    static thread_local std::vector<int32_t> kept;
+    const int32_t* shared = nullptr;
+    if (rows.distinct) {
+        kept.resize(rows.num_distinct * S::kSums * kLanes);
+        int32_t* to = kept.data();
+        ForTiles(rows.num_distinct, [&]<int R>(int64_t i) {
+            __m512i sums[R][S::kSums];
+            Begin(affine.init + panel * S::kSums * kLanes, sums);
+            Multiply<R, S>(affine, panel, inputs, rows, kParents, i, sums);
+            for (int r = 0; r < R; ++r) {
+                for (int a = 0; a < S::kSums; ++a) {
+                    _mm512_storeu_si512(to + ((i + r) * S::kSums + a) * kLanes, sums[r][a]);
+                }
+            }
+        });
+        shared = to;
+    }
+    ForTiles(rows.num, [&]<int R>(int64_t i) {
+        CellTile<K, R>(affine, hidden_dim, panel, inputs, rows, added, shared, out, i);
+    });
 }
 
 template <int K>
 void CellOf(
-    const Affine& affine, int64_t hidden_dim, const Inputs& inputs, int64_t num_rows, const Added& added,
-    const CellOut& out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+    const Affine& affine, int64_t hidden_dim, const Inputs& inputs, const Rows& rows, const Added& added,
+    const CellOut& out) {
+    const int at_once = PanelsAtOnce(rows.num);
+#pragma omp for schedule(dynamic, at_once)
     for (int64_t panel = 0; panel < affine.num_panels; ++panel) {
-        CellRows<K>(affine, hidden_dim, panel, inputs, num_rows, added, out);
+        CellPanel<K>(affine, hidden_dim, panel, inputs, rows, added, out);
     }
 }
 
@@ -299,10 +419,9 @@ struct Batch {
 
 struct ReadOut {
     float* floats;           // [·, D · H] from `places`; or null
-    uint8_t* bytes;          // [tokens, D · H]; or null
+    uint8_t* bytes;          // [tokens, D · H]
     float* last_h;           // [B, D · H]
     float* last_after;       // [B, D · H]: c of an LSTM; or null
-    float factor;
 };
 
 // One direction reads every `num_chunks`-th sentence, from `chunk`: states stay with the thread, which waits for nobody.
@@ -314,38 +433,37 @@ void Read(
     if (num_rows <= 0) return;
     const int64_t size = num_rows * hidden_dim, width = num_directions * hidden_dim;
     // h of one step is read while that of the next is written.
-    uint8_t* bytes = static_cast<uint8_t*>(std::malloc(2 * size));
-    std::memset(bytes, 128, size);
-    float* states = static_cast<float*>(std::calloc(2 * size, sizeof(float)));
-    int64_t* rows = static_cast<int64_t*>(std::malloc(3 * num_rows * sizeof(int64_t)));
-    float* h = states + size;
-    const float* shares = gates + direction * kGates<K> * hidden_dim;
-    int64_t num_reading = num_rows;
+    std::vector<uint8_t> bytes(2 * size, 128);
+    std::vector<float> states(2 * size);
+    std::vector<int64_t> at(3 * num_rows);  // of each row its gates, its token, and the place of its output
+    float* h = states.data() + size;
+    const float* shares = gates + direction * Shape<K>::kGates * hidden_dim;
+    Rows rows;
+    rows.num = num_rows;
     for (int64_t t = 0;; ++t) {
-        while (num_reading && batch.lens[chunk + num_chunks * (num_reading - 1)] <= t) --num_reading;
-        if (!num_reading) break;
-        for (int64_t n = 0; n < num_reading; ++n) {
+        while (rows.num && batch.lens[chunk + num_chunks * (rows.num - 1)] <= t) --rows.num;
+        if (!rows.num) break;
+        for (int64_t n = 0; n < rows.num; ++n) {
             const int64_t sentence = chunk + num_chunks * n;
             const int64_t position = is_backwards ? batch.lens[sentence] - 1 - t : t;
             const int64_t token = batch.starts[sentence] + position;
-            rows[n] = gate_rows ? gate_rows[token] : token;
-            rows[num_rows + n] = token;
-            rows[2 * num_rows + n] = batch.places[sentence] + position;
+            at[n] = gate_rows ? gate_rows[token] : token;
+            at[num_rows + n] = token;
+            at[2 * num_rows + n] = batch.places[sentence] + position;
         }
-        const Inputs inputs{{bytes + (t % 2) * size}, {hidden_dim}};
-        const Added added{shares, rows, num_directions * kGates<K> * hidden_dim};
+        const Inputs inputs{{bytes.data() + (t % 2) * size}, {hidden_dim}, {true}};
+        const Added added{shares, at.data(), num_directions * Shape<K>::kGates * hidden_dim};
         CellOut cell{};
-        cell.before = cell.after = states;
-        cell.bytes = bytes + (1 - t % 2) * size;
-        cell.factor = out.factor;
+        cell.before = cell.after = states.data();
+        cell.bytes = bytes.data() + (1 - t % 2) * size;
         cell.floats = out.floats ? out.floats + direction * hidden_dim : h;
-        cell.float_rows = out.floats ? rows + 2 * num_rows : nullptr;
+        cell.places = out.floats ? at.data() + 2 * num_rows : nullptr;
         cell.float_stride = out.floats ? width : hidden_dim;
-        cell.copies = out.bytes ? out.bytes + direction * hidden_dim : nullptr;
-        cell.copy_rows = rows + num_rows;
+        cell.copies = out.bytes + direction * hidden_dim;
+        cell.copy_places = at.data() + num_rows;
         cell.copy_stride = width;
         for (int64_t panel = 0; panel < affine.num_panels; ++panel) {
-            CellRows<K>(affine, hidden_dim, panel, inputs, num_reading, added, cell);
+            CellPanel<K>(affine, hidden_dim, panel, inputs, rows, added, cell);
         }
     }
     for (int64_t n = 0; n < num_rows; ++n) {
@@ -355,11 +473,9 @@ void Read(
         const float* from = h + n * hidden_dim;
         if (out.floats) from = out.floats + (batch.places[sentence] + last) * width + direction * hidden_dim;
         std::memcpy(out.last_h + to, from, hidden_dim * sizeof(float));
-        if (out.last_after) std::memcpy(out.last_after + to, states + n * hidden_dim, hidden_dim * sizeof(float));
+        const float* after = states.data() + n * hidden_dim;
+        if (out.last_after) std::memcpy(out.last_after + to, after, hidden_dim * sizeof(float));
     }
-    std::free(bytes);
-    std::free(states);
-    std::free(rows);
 }
 
 // -- attention --------------------------------------------------------------------------------------------------------
@@ -398,6 +514,214 @@ inline void Softmax(float* weights, int64_t length, int64_t width) {
     }
 }
 
+// R sources, each with K neighbouring rows that look it up, the first of them row `first`.
+struct Sources {
+    const float* keys;      // [R, S, A]
+    const float* values;    // [R, S, M]
+    const uint8_t* mask;    // [R, S]: 1 for the positions that there are, which come first
+    int64_t num_entries, first, rows_each, width, key_dim, memory_dim;
+
+    int64_t length(int64_t entry) const {
+        const void* end = std::memchr(mask + entry * width, 0, width);
+        return end ? static_cast<const uint8_t*>(end) - (mask + entry * width) : width;
+    }
+};
+
+constexpr int64_t kPositions = 64;  // of a source that one thread scores at a time
+constexpr int64_t kColumns = 4 * kLanes;
+
+// A long source is shared by all threads: they score some positions each, and then sum up some columns each.
+void Attend(
+    const Sources& sources, const Rows& rows, const float* queries, uint8_t* contexts, float factor, float* weights) {
+    const auto [keys, values, mask, num_entries, first, rows_each, width, key_dim, memory_dim] = sources;
+    const auto for_rows = [&](int64_t entry, auto&& each) {
+        for (int64_t k = 0; k < rows_each; ++k) {
+            const int64_t row = entry * rows_each + k;
+            if (!rows.is_there || rows.is_there[first + row]) each(row);
+        }
+    };
+    const int64_t num_pieces = (width + kPositions - 1) / kPositions;
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t task = 0; task < num_entries * num_pieces; ++task) {
+        const int64_t entry = task / num_pieces, start = task % num_pieces * kPositions;
+        const int64_t length = sources.length(entry);
+        const int64_t end = length < start + kPositions ? length : start + kPositions;
+        for (int64_t s = start; s < end; ++s) {
+            const float* key = keys + (entry * width + s) * key_dim;
+            for_rows(entry, [&](int64_t row) {
+                weights[row * width + s] = Dot(queries + (first + row) * key_dim, key, key_dim);
+            });
+        }
+    }
+#pragma omp for schedule(dynamic, 16)
+    for (int64_t entry = 0; entry < num_entries; ++entry) {
+        const int64_t length = sources.length(entry);
+        for_rows(entry, [&](int64_t row) { Softmax(weights + row * width, length, width); });
+    }
+    const int64_t num_columns = (memory_dim + kColumns - 1) / kColumns;
+    const int at_once = static_cast<int>(width > kPositions ? 1 : num_columns);
+#pragma omp for schedule(dynamic, at_once)
+    for (int64_t task = 0; task < num_entries * num_columns; ++task) {
+        const int64_t entry = task / num_columns, column = task % num_columns * kColumns;
+        const int64_t length = sources.length(entry);
+        const int num = static_cast<int>(memory_dim - column >= kColumns ? 4 : (memory_dim - column) / kLanes);
+        const float* value = values + entry * width * memory_dim + column;
+        for_rows(entry, [&](int64_t row) {
+            __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int64_t s = 0; s < length; ++s) {
+                const __m512 w = _mm512_set1_ps(weights[row * width + s]);
+                const float* from = value + s * memory_dim;
+                for (int j = 0; j < num; ++j) {
+                    sums[j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + j * kLanes), sums[j]);
+                }
+            }
+            for (int j = 0; j < num; ++j) {
+                uint8_t* to = contexts + (first + row) * memory_dim + column + j * kLanes;
+                StoreBytes(to, Quantize(sums[j], _mm512_set1_ps(factor)));
+            }
+        });
+    }
+}
+
+// -- the best of many scores ------------------------------------------------------------------------------------------
+
+// Scores of N rows over V tokens, in blocks of 64; the first few tokens may not come.
+struct Scores {
+    const float* logits;     // [N, V]
+    const float* peaks;      // [N, V / 64], the largest of each block
+    const float* log_norms;  // [N] or null
+    int64_t num_tokens, num_forbidden;
+
+    int64_t num_blocks() const { return num_tokens / kBlock; }
+    // What counts. First the norm, then the total: who has subtracted the norms before gets the same bits.
+    static float Value(float logit, float norm, float total) { return logit - norm + total; }
+    static __m512 Value(__m512 logits, __m512 norm, __m512 total) {
+        return _mm512_add_ps(_mm512_sub_ps(logits, norm), total);
+    }
+    float norm(int64_t row) const { return log_norms ? log_norms[row] : 0.0f; }
+    // 16 logits of a row, -∞ for those that may not come.
+    __m512 Sixteen(int64_t row, int64_t token) const {
+        const __m512 x = _mm512_loadu_ps(logits + row * num_tokens + token);
+        if (token >= num_forbidden) return x;
+        const __mmask16 mask = num_forbidden - token >= kLanes ? 0xffff : (1u << (num_forbidden - token)) - 1;
+        return _mm512_mask_mov_ps(x, mask, _mm512_set1_ps(-__builtin_inff()));
+    }
+    float FirstPeak(int64_t row) const {
+        __m512 x = Sixteen(row, 0);
+        for (int64_t i = kLanes; i < kBlock; i += kLanes) x = _mm512_max_ps(x, Sixteen(row, i));
+        return _mm512_reduce_max_ps(x);
+    }
+};
+
+// The k largest values that it was offered, with their numbers; of equal ones those offered first.
+class Top {
+public:
+    explicit Top(int64_t k) : k_(k) {}
+
+    float least() const { return size_ < k_ ? -__builtin_inff() : values_[k_ - 1]; }
+
+    void Offer(float value, int64_t number) {
+        if (!(value > least())) return;
+        if (static_cast<int64_t>(values_.size()) < k_) values_.resize(k_), numbers_.resize(k_);
+        int64_t at = size_ < k_ ? size_++ : k_ - 1;
+        for (; at > 0 && values_[at - 1] < value; --at) values_[at] = values_[at - 1], numbers_[at] = numbers_[at - 1];
+        values_[at] = value, numbers_[at] = number;
+    }
+
+    void Offer(__m512 values, int64_t first, __mmask16 inside = 0xffff) {
+        __mmask16 mask = _mm512_mask_cmp_ps_mask(inside, values, _mm512_set1_ps(least()), _CMP_GT_OQ);
+        if (!mask) return;
+        alignas(64) float each[kLanes];
+        _mm512_store_ps(each, values);
+        for (; mask; mask &= mask - 1) Offer(each[__builtin_ctz(mask)], first + __builtin_ctz(mask));
+    }
+
+    void Clear() { size_ = 0; }
+    int64_t size() const { return size_; }
+    float value(int64_t i) const { return values_[i]; }
+    int64_t number(int64_t i) const { return numbers_[i]; }
+    // Numbers in rising order: values no longer belong to them.
+    void SortNumbers() { std::sort(numbers_.begin(), numbers_.begin() + size_); }
+
+private:
+    int64_t k_, size_ = 0;
+    std::vector<float> values_;
+    std::vector<int64_t> numbers_;
+};
+
+// The k best continuations of rows `first` to `first + num_rows`, whose totals are given; -∞ stands for a dead row. They
+// can only lie in the k blocks whose largest values are best: nobody looks at the others.
+void BestOf(
+    const Scores& scores, const float* totals, int64_t first, int64_t num_rows, Top& blocks, Top& best) {
+    const int64_t num_blocks = scores.num_blocks();
+    blocks.Clear();
+    best.Clear();
+    for (int64_t k = 0; k < num_rows; ++k) {
+        if (totals[k] == -__builtin_inff()) continue;
+        const int64_t row = first + k;
+        const __m512 norm = _mm512_set1_ps(scores.norm(row)), total = _mm512_set1_ps(totals[k]);
+        blocks.Offer(Scores::Value(scores.FirstPeak(row), scores.norm(row), totals[k]), k * num_blocks);
+        for (int64_t i = 0; i < num_blocks; i += kLanes) {
+            __mmask16 mask = num_blocks - i >= kLanes ? 0xffff : (1u << (num_blocks - i)) - 1;
+            if (!i) mask &= 0xfffe;
+            const __m512 peaks = _mm512_maskz_loadu_ps(mask, scores.peaks + row * num_blocks + i);
+            blocks.Offer(Scores::Value(peaks, norm, total), k * num_blocks + i, mask);
+        }
+    }
+    blocks.SortNumbers();
+    for (int64_t b = 0; b < blocks.size(); ++b) {
+        const int64_t k = blocks.number(b) / num_blocks, row = first + k;
+        const int64_t token = blocks.number(b) % num_blocks * kBlock;
+        const __m512 norm = _mm512_set1_ps(scores.norm(row)), total = _mm512_set1_ps(totals[k]);
+        for (int64_t i = token; i < token + kBlock; i += kLanes) {
+            best.Offer(Scores::Value(scores.Sixteen(row, i), norm, total), k * scores.num_tokens + i);
+        }
+    }
+}
+
+// -- work -------------------------------------------------------------------------------------------------------------
+
+// Operations that wait to be done together; each is called by every thread of a team.
+struct Work {
+    Rows rows;
+    std::vector<std::function<void()>> operations;
+    std::vector<int32_t> own, parents, distinct, shares, found;
+    std::vector<uint8_t> is_there;
+};
+
+// A parent that few have in common is not worth the way through memory.
+constexpr double kWorthSharing = 0.9;
+
+void SetRows(Work& work, const int64_t* parents, int64_t num_rows, int64_t num_states) {
+    Rows& rows = work.rows;
+    rows = Rows{};
+    rows.num = num_rows;
+    if (!parents) return;
+    work.found.assign(num_states, -1);
+    work.is_there.assign(num_rows, 0);
+    for (int64_t n = 0; n < num_rows; ++n) {
+        if (parents[n] < 0) continue;
+        const int32_t parent = static_cast<int32_t>(parents[n]);
+        if (work.found[parent] < 0) {
+            work.found[parent] = static_cast<int32_t>(work.distinct.size());
+            work.distinct.push_back(parent);
+        }
+        work.is_there[n] = 1;
+        work.own.push_back(static_cast<int32_t>(n));
+        work.parents.push_back(parent);
+        work.shares.push_back(work.found[parent]);
+    }
+    rows.num = static_cast<int64_t>(work.own.size());
+    rows.own = work.own.data();
+    rows.parents = work.parents.data();
+    rows.is_there = work.is_there.data();
+    rows.num_distinct = static_cast<int64_t>(work.distinct.size());
+    if (rows.num_distinct <= kWorthSharing * rows.num) {
+        rows.distinct = work.distinct.data();
+        rows.shares = work.shares.data();
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -410,7 +734,24 @@ int recurra_is_supported() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-// x [N, size] floats, rows `stride` floats apart -> bytes [N, size].
+// Work over rows 0 to num_rows, of which row n goes on from row parents[n] of `num_states` states; there is no row n
+// where that is -1. Without parents each goes on from itself.
+Work* recurra_new_work(const int64_t* parents, int64_t num_rows, int64_t num_states) {
+    Work* work = new Work;
+    SetRows(*work, parents, num_rows, num_states);
+    return work;
+}
+
+void recurra_drop_work(Work* work) { delete work; }
+
+// Does what was written down since the last time.
+void recurra_run(Work* work, int threads) {
+#pragma omp parallel num_threads(threads)
+    for (const auto& operation : work->operations) operation();
+    work->operations.clear();
+}
+
+// x [N, size] floats, rows `stride` floats apart -> bytes [N, size]. At once.
 void recurra_quantize(const float* x, int64_t stride, uint8_t* bytes, int64_t num_rows, int64_t size, float factor) {
     const __m512 factors = _mm512_set1_ps(factor);
     for (int64_t n = 0; n < num_rows; ++n) {
@@ -421,118 +762,102 @@ void recurra_quantize(const float* x, int64_t stride, uint8_t* bytes, int64_t nu
 }
 
 void recurra_product(
-    const Affine* affine, int finish, const Inputs* inputs, int64_t num_rows, const float* table, const int64_t* rows,
-    int64_t stride, float* floats, const int64_t* float_rows, uint8_t* bytes, float factor, int threads) {
-    const Added added{table, rows, stride};
-    const ProductOut out{floats, float_rows, bytes, factor, nullptr, nullptr, false};
-    if (finish == kTanh) {
-        ProductOf<kTanh>(*affine, *inputs, num_rows, added, out, threads);
-    } else {
-        ProductOf<kPlain>(*affine, *inputs, num_rows, added, out, threads);
-    }
+    Work* work, const Affine* affine, int finish, const Inputs* inputs, const float* table, const int64_t* ids,
+    int64_t stride, float* floats, const int64_t* places, uint8_t* bytes) {
+    const Added added{table, ids, stride};
+    const ProductOut out{floats, places, bytes, nullptr, nullptr, false};
+    work->operations.push_back([=, &rows = work->rows, inputs = *inputs] {
+        if (finish == kTanh) {
+            ProductOf<kTanh>(*affine, inputs, rows, added, out);
+        } else {
+            ProductOf<kPlain>(*affine, inputs, rows, added, out);
+        }
+    });
 }
 
 // Logits [N, V], the largest of each 64 [N, V / 64], and the logarithm of each row's sum of exponentials [N].
 void recurra_logits(
-    const Affine* affine, const Inputs* inputs, int64_t num_rows, float* logits, float* peaks, float* masses,
-    float* log_norms, int threads) {
-    const bool is_large = num_rows * affine->num_outputs > kLargeFloats;
-    const ProductOut out{logits, nullptr, nullptr, 0, peaks, masses, is_large};
-    ProductOf<kLogits>(*affine, *inputs, num_rows, Added{}, out, threads);
-    const int64_t num_panels = affine->num_panels;
-    for (int64_t n = 0; n < num_rows; ++n) {
-        const float* peak = peaks + n * num_panels;
-        const float* mass = masses + n * num_panels;
-        float largest = peak[0];
-        for (int64_t i = 1; i < num_panels; ++i) largest = peak[i] > largest ? peak[i] : largest;
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < num_panels; i += kLanes) {
-            const __mmask16 mask = num_panels - i >= kLanes ? 0xffff : (1u << (num_panels - i)) - 1;
-            const __m512 share = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, peak + i), _mm512_set1_ps(largest)));
-            sum = _mm512_mask_add_ps(sum, mask, sum, _mm512_mul_ps(share, _mm512_maskz_loadu_ps(mask, mass + i)));
+    Work* work, const Affine* affine, const Inputs* inputs, float* logits, float* peaks, float* masses,
+    float* log_norms) {
+    const bool is_large = work->rows.num * affine->num_outputs > kLargeFloats;
+    const ProductOut out{logits, nullptr, nullptr, peaks, masses, is_large};
+    work->operations.push_back([=, &rows = work->rows, inputs = *inputs] {
+        ProductOf<kLogits>(*affine, inputs, rows, Added{}, out);
+        const int64_t num_panels = affine->num_panels;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows.num; ++i) {
+            const int64_t n = rows.row(i);
+            log_norms[n] = LogNorm(peaks + n * num_panels, masses + n * num_panels, num_panels);
         }
-        log_norms[n] = largest + __builtin_logf(_mm512_reduce_add_ps(sum));
-    }
+    });
 }
 
-// One step of a cell. `before` and `after` [N, H]: c of an LSTM, h of a GRU.
+// One step of a cell. `before` [·, H] of the parents and `after` [N, H]: c of an LSTM, h of a GRU.
 void recurra_cell(
-    const Affine* affine, int kind, int64_t hidden_dim, const Inputs* inputs, int64_t num_rows, const float* table,
-    const int64_t* rows, int64_t stride, const float* before, float* after, uint8_t* bytes, float* floats, float factor,
-    int threads) {
-    const Added added{table, rows, stride};
+    Work* work, const Affine* affine, int kind, int64_t hidden_dim, const Inputs* inputs, const float* table,
+    const int64_t* ids, int64_t stride, const float* before, float* after, uint8_t* bytes, float* floats) {
+    const Added added{table, ids, stride};
     CellOut out{};
     out.before = before;
     out.after = after;
     out.bytes = bytes;
     out.floats = floats;
     out.float_stride = hidden_dim;
-    out.factor = factor;
-    if (kind == kLstm) {
-        CellOf<kLstm>(*affine, hidden_dim, *inputs, num_rows, added, out, threads);
-    } else if (kind == kGru) {
-        CellOf<kGru>(*affine, hidden_dim, *inputs, num_rows, added, out, threads);
-    } else {
-        CellOf<kRnn>(*affine, hidden_dim, *inputs, num_rows, added, out, threads);
-    }
+    const auto cell = kind == kLstm ? CellOf<kLstm> : kind == kGru ? CellOf<kGru> : CellOf<kRnn>;
+    work->operations.push_back([=, &rows = work->rows, inputs = *inputs] {
+        cell(*affine, hidden_dim, inputs, rows, added, out);
+    });
 }
 
 // An encoder layer of one or two directions over a batch. gates [·, D · G · H]: the inputs' share.
 void recurra_read(
-    const Affine* const* directions, int kind, int64_t hidden_dim, int64_t num_directions, int is_reversed,
+    Work* work, const Affine* const* directions, int kind, int64_t hidden_dim, int64_t num_directions, int is_reversed,
     const float* gates, const int64_t* gate_rows, const int64_t* lens, const int64_t* starts, const int64_t* places,
-    const int64_t* ranks, int64_t num_sentences, float* floats, uint8_t* bytes, float* last_h, float* last_after,
-    float factor, int threads) {
+    const int64_t* ranks, int64_t num_sentences, float* floats, uint8_t* bytes, float* last_h, float* last_after) {
     const Batch batch{num_sentences, lens, starts, places, ranks};
-    const ReadOut out{floats, bytes, last_h, last_after, factor};
+    const ReadOut out{floats, bytes, last_h, last_after};
     const auto read = kind == kLstm ? Read<kLstm> : kind == kGru ? Read<kGru> : Read<kRnn>;
-    const int64_t num_chunks = (threads + num_directions - 1) / num_directions;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int64_t task = 0; task < num_directions * num_chunks; ++task) {
-        const int64_t direction = task % num_directions, chunk = task / num_directions;
-        const bool is_backwards = (direction == 1) != (is_reversed != 0);
-        read(
-            *directions[direction], hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch, chunk,
-            num_chunks, out);
-    }
+    work->operations.push_back([=] {
+        const int64_t num_chunks = (omp_get_num_threads() + num_directions - 1) / num_directions;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < num_directions * num_chunks; ++task) {
+            const int64_t direction = task % num_directions, chunk = task / num_directions;
+            const bool is_backwards = (direction == 1) != (is_reversed != 0);
+            read(
+                *directions[direction], hidden_dim, gates, gate_rows, num_directions, direction, is_backwards, batch,
+                chunk, num_chunks, out);
+        }
+    });
 }
 
-// Looks up queries [R · K, A] in keys [R, S, A] and values [R, S, M], whose mask [R, S] is 1 for the positions that
-// there are, which come first -> contexts as bytes [R · K, M], and weights [R · K, S].
+// Looks up queries [N, A] -> contexts as bytes [N, M], and weights [R · K, S] of these sources' rows.
 void recurra_attend(
-    const float* queries, const float* keys, const float* values, const uint8_t* mask, int64_t num_entries,
-    int64_t rows_each, int64_t width, int64_t key_dim, int64_t memory_dim, uint8_t* contexts, float factor,
-    float* weights, int threads) {
-    const __m512 factors = _mm512_set1_ps(factor);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t entry = 0; entry < num_entries; ++entry) {
-        const float* key = keys + entry * width * key_dim;
-        const float* value = values + entry * width * memory_dim;
-        int64_t length = 0;
-        while (length < width && mask[entry * width + length]) ++length;
-        for (int64_t s = 0; s < length; ++s) {
-            for (int64_t k = 0; k < rows_each; ++k) {
-                const int64_t n = entry * rows_each + k;
-                weights[n * width + s] = Dot(queries + n * key_dim, key + s * key_dim, key_dim);
-            }
-        }
-        for (int64_t k = 0; k < rows_each; ++k) {
-            const int64_t n = entry * rows_each + k;
-            float* weight = weights + n * width;
-            Softmax(weight, length, width);
-            for (int64_t i = 0; i < memory_dim; i += 4 * kLanes) {
-                const int num = static_cast<int>(memory_dim - i >= 4 * kLanes ? 4 : (memory_dim - i) / kLanes);
-                __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-                for (int64_t s = 0; s < length; ++s) {
-                    const __m512 w = _mm512_set1_ps(weight[s]);
-                    const float* from = value + s * memory_dim + i;
-                    for (int j = 0; j < num; ++j) {
-                        sums[j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + j * kLanes), sums[j]);
-                    }
-                }
-                for (int j = 0; j < num; ++j) {
-                    StoreBytes(contexts + n * memory_dim + i + j * kLanes, Quantize(sums[j], factors));
-                }
+    Work* work, const float* queries, const float* keys, const float* values, const uint8_t* mask, int64_t num_entries,
+    int64_t first, int64_t rows_each, int64_t width, int64_t key_dim, int64_t memory_dim, uint8_t* contexts,
+    float factor, float* weights) {
+    const Sources sources{keys, values, mask, num_entries, first, rows_each, width, key_dim, memory_dim};
+    work->operations.push_back([=, &rows = work->rows] { Attend(sources, rows, queries, contexts, factor, weights); });
+}
+
+// The k best continuations of R segments of K rows each, totals [R, K] -> values [R, k] best first, their rows [R, k]
+// within the segment, and their tokens [R, k]. -∞, row 0 and token 0 where there are no more. At once.
+void recurra_best(
+    const float* logits, const float* peaks, const float* log_norms, int64_t num_tokens, int64_t num_forbidden,
+    const float* totals, int64_t num_segments, int64_t rows_each, int64_t k, float* values, int64_t* rows,
+    int64_t* tokens, int threads) {
+    const Scores scores{logits, peaks, log_norms, num_tokens, num_forbidden};
+#pragma omp parallel num_threads(num_segments * rows_each < 64 ? 1 : threads)
+    {
+        Top blocks(k), best(k);
+#pragma omp for schedule(static)
+        for (int64_t segment = 0; segment < num_segments; ++segment) {
+            BestOf(scores, totals + segment * rows_each, segment * rows_each, rows_each, blocks, best);
+            for (int64_t i = 0; i < k; ++i) {
+                const bool is_found = i < best.size();
+                const int64_t number = is_found ? best.number(i) : 0, to = segment * k + i;
+                values[to] = is_found ? best.value(i) : -__builtin_inff();
+                rows[to] = number / num_tokens;
+                tokens[to] = number % num_tokens;
             }
         }
     }

@@ -1,11 +1,15 @@
-"""Python's side of kernels.cpp: whether it is there, and an affine map packed for it. Knows neither cells' maths nor
-attention.
+"""Python's side of kernels.cpp: whether it is there, an affine map packed for it, and work for it. Knows neither cells'
+maths nor attention.
 
 The library is built when the package is installed, where there is a C++ compiler. It is used where the processor has
 AVX-512 VNNI; where either is missing, the packed network of torch's own operations takes its place, which is slower.
 Its threads are those of torch: both use one OpenMP runtime.
 
-Shape letters: N rows, I inputs, O outputs, G gates.
+Operations are written down in a `Work` and done together by its `run`. Writing one down keeps the interpreter's lock,
+`run` gives it up: once for a whole step, however many operations that has, because another thread may have it for long
+before it comes back.
+
+Shape letters: N rows, I inputs, O outputs, G gates, M rows of the state before.
 """
 
 from __future__ import annotations
@@ -14,18 +18,23 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from model.network.token_scores import BLOCK
+
 LANES = 16  # outputs come in multiples of it, inputs in multiples of four
-_BLOCK = 64
 _MAX_PARTS = 3
 
 
 class _Inputs(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p * _MAX_PARTS), ("stride", ctypes.c_int64 * _MAX_PARTS))
+    _fields_ = (
+        ("data", ctypes.c_void_p * _MAX_PARTS),
+        ("stride", ctypes.c_int64 * _MAX_PARTS),
+        ("is_parents", ctypes.c_int32 * _MAX_PARTS),
+    )
 
 
 class _Affine(ctypes.Structure):
@@ -36,55 +45,88 @@ class _Affine(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("num_panels", ctypes.c_int64),
         ("num_outputs", ctypes.c_int64),
+        ("num_parts", ctypes.c_int64),
         ("groups", ctypes.c_int64 * _MAX_PARTS),
         ("num_groups", ctypes.c_int64),
     )
 
 
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
+_LONG_CALLS: dict[str, tuple[Any, ...]] = {
+    "recurra_run": (_POINTER, _INT),
     "recurra_quantize": (_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _FLOAT),
+}
+_SHORT_CALLS: dict[str, tuple[Any, ...]] = {
+    "recurra_new_work": (_POINTER, _COUNT, _COUNT),
+    "recurra_drop_work": (_POINTER,),
     "recurra_product": (
-        *(_POINTER, _INT, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT),
+        *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _COUNT),
+        *(_POINTER, _POINTER, _POINTER),
     ),
-    "recurra_logits": (_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "recurra_logits": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "recurra_cell": (
-        *(_POINTER, _INT, _COUNT, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _INT),
+        *(_POINTER, _POINTER, _INT, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT),
+        *(_POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "recurra_read": (
-        *(_POINTER, _INT, _COUNT, _COUNT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _INT),
+        *(_POINTER, _POINTER, _INT, _COUNT, _COUNT, _INT, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "recurra_attend": (
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _COUNT),
-        *(_POINTER, _FLOAT, _POINTER, _INT),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _COUNT, _COUNT),
+        *(_POINTER, _FLOAT, _POINTER),
+    ),
+    "recurra_best": (
+        *(_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT, _COUNT),
+        *(_POINTER, _POINTER, _POINTER, _INT),
     ),
 }
 
 
+class _Library(NamedTuple):
+    """One library twice.
+
+    Attributes:
+        long: gives up the interpreter's lock while it is at work.
+        short: keeps it.
+    """
+
+    long: Any
+    short: Any
+
+
 @cache
-def library() -> Any:
+def library() -> _Library | None:
     """The library; None where it was not built or the processor cannot run it."""
     for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
         try:
-            found = ctypes.CDLL(str(path))
-        except OSError:
+            found = _Library(ctypes.CDLL(str(path)), ctypes.PyDLL(str(path)))
+            _declare(found.long, _LONG_CALLS)
+            _declare(found.short, _SHORT_CALLS)
+        except (OSError, AttributeError):  # not for this machine, or of another version of this file
             continue
-        if not found.recurra_is_supported():
-            return None
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(found, name)
-            function.argtypes, function.restype = arguments, None
-        return found
+        found.short.recurra_new_work.restype = _POINTER
+        return found if found.short.recurra_is_supported() else None
     return None
+
+
+def _declare(found: Any, calls: dict[str, tuple[Any, ...]]) -> None:
+    for name, arguments in calls.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+
+
+def _library() -> _Library:
+    found = library()
+    assert found is not None, "whoever packs for the kernels has asked whether they are there"
+    return found
 
 
 def quantize(x: Tensor, bound: float = 1.0) -> Tensor:
     """x [N, I] float32 within -bound and bound, whose rows are contiguous -> [N, I] uint8."""
     num_rows, size = x.shape
     out = torch.empty(num_rows, size, dtype=torch.uint8)
-    library().recurra_quantize(x.data_ptr(), x.stride(0), out.data_ptr(), num_rows, size, 127 / bound)
+    _library().long.recurra_quantize(x.data_ptr(), x.stride(0), out.data_ptr(), num_rows, size, 127 / bound)
     return out
 
 
@@ -101,30 +143,46 @@ class Affine:
         bias: [O] or None.
         parts: width, a multiple of four, and bound of each of the inputs that stand side by side, at most three; the
             widths add up to I.
-        num_gates: G, where the outputs are the gates of a cell: [G · H].
+        num_sums: where the outputs are those of a cell, [num_sums · H], how many sums a unit has.
+        sums_of_parts: of a cell, the sums that each part has a share in; in every other the part's weights are zeros.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, parts: Sequence[tuple[int, float]] = (), num_gates: int = 0
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        parts: Sequence[tuple[int, float]] = (),
+        num_sums: int = 0,
+        sums_of_parts: Sequence[Sequence[int]] = (),
     ) -> None:
         weight = weight.detach().float()
         num_outputs, num_inputs = weight.shape
         parts = parts or [(num_inputs, 1.0)]
         widths = [width for width, _ in parts]
         assert sum(widths) == num_inputs and len(parts) <= _MAX_PARTS and not any(width % 4 for width in widths)
-        assert num_outputs % (LANES * max(1, num_gates)) == 0
+        assert num_outputs % (LANES * max(1, num_sums)) == 0
         # Bytes stand for shares of their bound: the weights take it in.
         weight = weight * torch.cat([torch.full((width,), bound) for width, bound in parts])
         largest = weight.abs().amax(dim=1)
         scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-        per_panel = num_gates or _BLOCK // LANES
-        order = _order(num_outputs, num_gates)  # which output stands where; -1 for none
+        per_panel = num_sums or BLOCK // LANES
+        order = _order(num_outputs, num_sums)  # which output stands where; -1 for none
         is_there = order >= 0
         quantized = torch.where(is_there[:, None], (weight / scale[:, None]).round().to(torch.int8)[order], 0)
-        panels = quantized.view(-1, per_panel, LANES, num_inputs // 4, 4).permute(0, 3, 1, 2, 4).contiguous()
+        sums_of_parts = sums_of_parts or [range(per_panel)] * len(parts)
+        panels = torch.cat(
+            [
+                part.reshape(-1, per_panel, LANES, part.shape[1] // 4, 4)[:, list(sums)]
+                .permute(0, 3, 1, 2, 4)
+                .flatten(1)
+                for part, sums in zip(quantized.split(widths, dim=1), sums_of_parts, strict=True)
+            ],
+            dim=1,
+        )
         bias = torch.zeros(num_outputs) if bias is None else bias.detach().float()
         self._kept = (
-            panels,
+            panels.contiguous(),
             -128 * quantized.sum(dim=1, dtype=torch.int32),
             torch.where(is_there, scale[order] / 127, 0.0),
             torch.where(is_there, bias[order], 0.0),
@@ -135,82 +193,127 @@ class Affine:
             *(tensor.data_ptr() for tensor in self._kept),
             self.num_panels,
             num_outputs,
+            len(parts),
             (_COUNT * _MAX_PARTS)(*groups),
             sum(groups),
         )
         self.address = ctypes.addressof(self._struct)
 
-    def product(self, x: Sequence[Tensor], *, added: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
-        """Inputs, bytes [N, ·] that stand side by side -> [N, O] float32.
+
+def _order(num_outputs: int, num_sums: int) -> Tensor:
+    """[·] int64: the output that stands at each place of the panels."""
+    if num_sums:
+        return torch.arange(num_outputs).view(num_sums, -1, LANES).transpose(0, 1).flatten()
+    order = torch.arange(-(-num_outputs // BLOCK) * BLOCK)
+    return torch.where(order < num_outputs, order, -1)
+
+
+class Input(NamedTuple):
+    """An input in bytes: [N, ·] of the rows themselves, or [M, ·] of the rows that they go on from."""
+
+    data: Tensor
+    is_parents: bool = False
+
+
+class Work:
+    """Operations over N rows that wait to be done together. Of one thread; what they return is filled by `run`.
+
+    Args:
+        num_rows: N.
+        parents: [N] int64 from -1 to M - 1: the row of the state before that each goes on from; there is no such row
+            where it is -1, and what is returned for it is left as it comes. None where each goes on from itself.
+        num_states: M.
+    """
+
+    def __init__(self, num_rows: int, parents: Tensor | None = None, num_states: int = 0) -> None:
+        self._library = _library()
+        self._kept: list[object] = [parents]  # until it is done
+        self._num_rows = num_rows
+        self._address = self._library.short.recurra_new_work(_address(parents), num_rows, num_states)
+
+    def __del__(self) -> None:
+        self._library.short.recurra_drop_work(self._address)
+
+    def run(self) -> None:
+        """Does what was written down so far, in order."""
+        self._library.long.recurra_run(self._address, torch.get_num_threads())
+        del self._kept[1:]
+
+    def product(
+        self, affine: Affine, x: Sequence[Input], *, added: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
+        """Inputs that stand side by side -> [N, O] float32.
 
         Args:
             added: [N, O] that are added, with ids [N] int64 rows of a table [·, O].
         """
-        out = torch.empty(len(x[0]), self.num_outputs)
-        self._call(0, x, added, ids, out.data_ptr(), None, None)
+        out = torch.empty(self._num_rows, affine.num_outputs)
+        self._product(affine, 0, x, added, ids, out, None, None)
         return out
 
-    def product_into(self, out: Tensor, rows: Tensor, x: Sequence[Tensor]) -> None:
-        """`product` whose row n goes to row rows[n] of out [·, O] float32, rows [N] int64."""
-        self._call(0, x, None, None, out.data_ptr(), rows.data_ptr(), None)
+    def product_into(self, out: Tensor, places: Tensor, affine: Affine, x: Sequence[Input]) -> None:
+        """`product` whose row n goes to row places[n] of out [·, O] float32, places [N] int64."""
+        self._product(affine, 0, x, None, None, out, places, None)
 
-    def tanh(self, x: Sequence[Tensor], *, added: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
+    def tanh(
+        self, affine: Affine, x: Sequence[Input], *, added: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
         """tanh of `product` over `TANH_FACTOR` (native_cell.py), as bytes [N, O] with bound 1."""
-        out = torch.empty(len(x[0]), self.num_outputs, dtype=torch.uint8)
-        self._call(1, x, added, ids, None, None, out.data_ptr())
+        out = torch.empty(self._num_rows, affine.num_outputs, dtype=torch.uint8)
+        self._product(affine, 1, x, added, ids, None, None, out)
         return out
 
-    def _call(
+    def _product(
         self,
+        affine: Affine,
         finish: int,
-        x: Sequence[Tensor],
+        x: Sequence[Input],
         added: Tensor | None,
         ids: Tensor | None,
-        floats: int | None,
-        rows: int | None,
-        bytes_: int | None,
+        floats: Tensor | None,
+        places: Tensor | None,
+        bytes_: Tensor | None,
     ) -> None:
-        library().recurra_product(
-            self.address,
+        self._kept += [affine, *x, added, ids, floats, places, bytes_]
+        self._library.short.recurra_product(
+            self._address,
+            affine.address,
             finish,
-            ctypes.byref(_beside(x)),
-            len(x[0]),
-            None if added is None else added.data_ptr(),
-            None if ids is None else ids.data_ptr(),
+            _beside(x),
+            _address(added),
+            _address(ids),
             0 if added is None else added.stride(0),
-            floats,
-            rows,
-            bytes_,
-            127.0,
-            torch.get_num_threads(),
+            _address(floats),
+            _address(places),
+            _address(bytes_),
         )
 
-    def logits(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, affine: Affine, x: Sequence[Input]) -> tuple[Tensor, Tensor, Tensor]:
         """`product` as logits of V = O tokens, a multiple of 64.
 
         Returns:
             The logits [N, V], the logarithm of each row's sum of exponentials [N], and the largest of each 64
             neighbours [N, V / 64].
         """
-        num_rows = len(x[0])
-        logits, log_norms = torch.empty(num_rows, self.num_outputs), torch.empty(num_rows)
-        peaks, masses = torch.empty(2, num_rows, self.num_panels).unbind()
-        library().recurra_logits(
-            self.address,
-            ctypes.byref(_beside(x)),
-            num_rows,
+        logits, log_norms = torch.empty(self._num_rows, affine.num_outputs), torch.empty(self._num_rows)
+        peaks, masses = torch.empty(2, self._num_rows, affine.num_panels).unbind()
+        self._kept += [affine, *x, logits, log_norms, peaks]
+        self._library.short.recurra_logits(
+            self._address,
+            affine.address,
+            _beside(x),
             logits.data_ptr(),
             peaks.data_ptr(),
             masses.data_ptr(),
             log_norms.data_ptr(),
-            torch.get_num_threads(),
         )
         return logits, log_norms, peaks
 
     def cell(
         self,
+        affine: Affine,
         kind: int,
-        x: Sequence[Tensor],
+        x: Sequence[Input],
         added: Tensor | None,
         ids: Tensor | None,
         before: Sequence[Tensor],
@@ -219,68 +322,121 @@ class Affine:
         floats: Tensor | None,
     ) -> None:
         """The gates of a cell and what becomes of them; see native_cell.py. Fills `after`, `h` and `floats`."""
-        library().recurra_cell(
-            self.address,
+        self._kept += [affine, *x, added, ids, *before, *after, h, floats]
+        self._library.short.recurra_cell(
+            self._address,
+            affine.address,
             kind,
             h.shape[1],
-            ctypes.byref(_beside(x)),
-            len(h),
-            None if added is None else added.data_ptr(),
-            None if ids is None else ids.data_ptr(),
+            _beside(x),
+            _address(added),
+            _address(ids),
             0 if added is None else added.stride(0),
             before[0].data_ptr() if before else None,
             after[0].data_ptr() if after else None,
             h.data_ptr(),
-            None if floats is None else floats.data_ptr(),
-            127.0,
-            torch.get_num_threads(),
+            _address(floats),
         )
 
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        rows_each: int,
+        contexts: Tensor,
+        first: int,
+        bound: float,
+    ) -> Tensor:
+        """Dot-product attention of K neighbouring rows an entry: score = qᵀ k, softmax, weighted sum of the values.
 
-def _beside(x: Sequence[Tensor]) -> _Inputs:
-    """Made anew for each call: several threads may use one network."""
-    inputs = _Inputs()
-    for i, part in enumerate(x):
-        inputs.data[i] = part.data_ptr()
-        inputs.stride[i] = part.stride(0)
-    return inputs
+        Args:
+            queries: [N, A].
+            keys, values: [R, S, A] and [R, S, M].
+            mask: [R, S], True for the first positions, which are valid.
+            rows_each: K.
+            contexts: [N, M] uint8; those of the R · K rows are filled with the context over `bound`.
+            first: the first of these rows.
+
+        Returns:
+            Their weights [R · K, S].
+        """
+        num_entries, width, key_dim = keys.shape
+        weights = torch.empty(num_entries * rows_each, width)
+        self._kept += [queries, keys, values, mask, contexts, weights]
+        self._library.short.recurra_attend(
+            self._address,
+            queries.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            mask.data_ptr(),
+            num_entries,
+            first,
+            rows_each,
+            width,
+            key_dim,
+            values.shape[2],
+            contexts.data_ptr(),
+            127 / bound,
+            weights.data_ptr(),
+        )
+        return weights
+
+    def read(self, *arguments: Any, kept: Sequence[object]) -> None:
+        """`recurra_read` with these arguments, which point into what is kept."""
+        self._kept += kept
+        self._library.short.recurra_read(self._address, *arguments)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, contexts: Tensor, bound: float) -> Tensor:
-    """Dot-product attention of R · K queries, K an entry: score = qᵀ k, softmax, weighted sum of the values.
+def best_few(
+    logits: Tensor, peaks: Tensor, log_norms: Tensor | None, num_forbidden: int, totals: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best k continuations of each of R segments of K rows, ties by row and token.
+
+    It is over so soon that it keeps the interpreter's lock: waiting to have it back would take longer.
 
     Args:
-        queries: [R · K, A].
-        keys, values: [R, S, A] and [R, S, M].
-        mask: [R, S], True for the first positions, which are valid.
-        contexts: [R · K, M] uint8, filled with the context over `bound`.
+        logits: [R·K, V] float32, V a multiple of 64.
+        peaks: [R·K, V / 64], the largest of each 64.
+        log_norms: [R·K], which are subtracted; None for nothing.
+        num_forbidden: the first so many tokens, less than 64, may not come.
+        totals: [R, K], which are added then; -inf for a row that is not there.
 
     Returns:
-        The weights [R · K, S].
+        Values [R, k] best first, rows [R, k] within the segment and tokens [R, k], both int64; -inf where there are no
+        more.
     """
-    num_entries, width, key_dim = keys.shape
-    weights = torch.empty(len(queries), width)
-    library().recurra_attend(
-        queries.data_ptr(),
-        keys.data_ptr(),
+    num_segments, rows_each = totals.shape
+    logits, peaks, totals = logits.contiguous(), peaks.contiguous(), totals.contiguous()
+    values = torch.empty(num_segments, k)
+    rows, tokens = torch.empty(2, num_segments, k, dtype=torch.int64).unbind()
+    _library().short.recurra_best(
+        logits.data_ptr(),
+        peaks.data_ptr(),
+        None if log_norms is None else log_norms.contiguous().data_ptr(),
+        logits.shape[1],
+        num_forbidden,
+        totals.data_ptr(),
+        num_segments,
+        rows_each,
+        k,
         values.data_ptr(),
-        mask.data_ptr(),
-        num_entries,
-        len(queries) // num_entries,
-        width,
-        key_dim,
-        values.shape[2],
-        contexts.data_ptr(),
-        127 / bound,
-        weights.data_ptr(),
+        rows.data_ptr(),
+        tokens.data_ptr(),
         torch.get_num_threads(),
     )
-    return weights
+    return values, rows, tokens
 
 
-def _order(num_outputs: int, num_gates: int) -> Tensor:
-    """[·] int64: the output that stands at each place of the panels."""
-    if num_gates:
-        return torch.arange(num_outputs).view(num_gates, -1, LANES).transpose(0, 1).flatten()
-    order = torch.arange(-(-num_outputs // _BLOCK) * _BLOCK)
-    return torch.where(order < num_outputs, order, -1)
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _beside(x: Sequence[Input]) -> Any:
+    inputs = _Inputs()
+    for i, (data, is_parents) in enumerate(x):
+        inputs.data[i] = data.data_ptr()
+        inputs.stride[i] = data.stride(0)
+        inputs.is_parents[i] = is_parents
+    return ctypes.byref(inputs)

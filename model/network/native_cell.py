@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.network.kernels import Affine
+from model.network.kernels import Affine, Input, Work
 from model.network.packed import Fp32Linear
 from model.network.recurrent import CELLS, Cell, State
 
@@ -43,6 +43,30 @@ class GateMaps:
         bias_ih, bias_hh = cell.bias_ih.detach() * by_gate, cell.bias_hh.detach() * by_gate
         self.input_bias = bias_ih + bias_hh if cell.is_additive else bias_ih
         self.state_bias = None if cell.is_additive else bias_hh
+        self._cell = type(cell)
+
+    def pack(self, weight: Tensor, bias: Tensor | None, parts: Sequence[tuple[int, float]]) -> Affine:
+        """The gates as one map of the inputs that come as bytes, weight [G·H, ·] and bias [G·H], and of the state.
+
+        A GRU multiplies one share of its candidate by its reset gate: it has four sums, the two shares apart.
+        """
+        state = (self.weight_hh.shape[1], 1.0)
+        if self.state_bias is None:
+            joined = torch.cat((weight, self.weight_hh), dim=1)
+            return Affine(joined, bias, parts=[*parts, state], num_sums=self._cell.num_gates)
+        bias = torch.zeros_like(self.state_bias) if bias is None else bias
+        of_input, of_state = (torch.stack(part.chunk(self._cell.num_gates)) for part in (weight, self.weight_hh))
+        of_input = torch.cat((of_input, torch.zeros_like(of_input[-1:])))  # r, z, the candidate's share; nothing
+        of_state = torch.cat((of_state[:-1], torch.zeros_like(of_state[-1:]), of_state[-1:]))
+        input_bias, state_bias = (part.chunk(self._cell.num_gates) for part in (bias, self.state_bias))
+        biases = [*(a + b for a, b in zip(input_bias[:-1], state_bias, strict=False)), input_bias[-1], state_bias[-1]]
+        return Affine(
+            torch.cat((of_input, of_state), dim=2).flatten(0, 1),
+            torch.cat(biases),
+            parts=[*parts, state],
+            num_sums=len(biases),
+            sums_of_parts=[*[(0, 1, 2)] * len(parts), (0, 1, 3)],
+        )
 
     def table(self, embedding: Tensor) -> Tensor:
         """What each token [V, E] adds to the gates [V, G·H]; the first E columns of the input are its embedding."""
@@ -69,38 +93,35 @@ class NativeCell:
         first, last = 0 if embedding is None else embedding.shape[1], maps.weight_ih.shape[1] - num_constant
         weight = maps.weight_ih[:, first:last]
         self.constant = Fp32Linear(maps.weight_ih[:, last:], None) if num_constant else None
-        bias = None if embedding is not None else maps.input_bias
-        state = (cell.hidden_dim, 1.0)
-        self._input: Affine | None = None
-        if cell.is_additive:
-            joined = torch.cat((weight, maps.weight_hh), dim=1)
-            self._gates = Affine(joined, bias, parts=[*parts, state], num_gates=cell.num_gates)
-            return
-        if parts:
-            self._input = Affine(weight, bias, parts=parts)
-        self._gates = Affine(maps.weight_hh, maps.state_bias, parts=[state], num_gates=cell.num_gates)
+        self._gates = maps.pack(weight, None if embedding is not None else maps.input_bias, parts)
 
     def step(
-        self, x: Sequence[Tensor], state: State, added: Tensor | None, ids: Tensor | None, *, wants_floats: bool
+        self,
+        work: Work,
+        x: Sequence[Input],
+        state: State,
+        num_rows: int,
+        added: Tensor | None,
+        ids: Tensor | None,
+        *,
+        wants_floats: bool,
     ) -> tuple[State, Tensor | None]:
-        """One step.
+        """Writes down one step.
 
         Args:
             x: the inputs, bytes [N, ·].
-            state: see the module.
+            state: that of the rows' parents; see the module.
+            num_rows: N.
             added: shares of the gates that are there already, [N, G·H]; or with ids [N] int64 a table of them.
 
         Returns:
             The state after it, and h [N, H] float32 where wanted.
         """
-        if self._input is not None:
-            added, ids = self._input.product(x, added=added, ids=ids), None
-        inputs = [*x, state[0]] if self._kind.is_additive else [state[0]]
-        num_rows = len(state[0])
         h = torch.empty(num_rows, self._hidden_dim, dtype=torch.uint8)
         kept = tuple(torch.empty(num_rows, self._hidden_dim) for _ in state[1:])
         # A GRU keeps h exactly as it is: there is no need to write it twice.
         is_kept = self._kind is CELLS["gru"]
         floats = torch.empty(num_rows, self._hidden_dim) if wants_floats and not is_kept else None
-        self._gates.cell(KINDS[self._kind], inputs, added, ids, state[1:], kept, h, floats)
+        inputs = [*x, Input(state[0], is_parents=True)]
+        work.cell(self._gates, KINDS[self._kind], inputs, added, ids, state[1:], kept, h, floats)
         return (h, *kept), (kept[0] if is_kept and wants_floats else floats)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.network.attention import DotAttention
 from model.network.decoder import Decoder, Memory
-from model.network.kernels import Affine, attend, dequantize, quantize
+from model.network.kernels import Affine, Input, Work, dequantize, quantize
 from model.network.native_cell import TANH_FACTOR, NativeCell
 from model.network.native_encoder import Encoded
 from model.network.packed import Fp32Linear
@@ -94,7 +94,12 @@ class NativeDecoder:
             self._readout = Affine(torch.cat((of_state, of_context), dim=1), bias, parts=parts)
 
     def memory(self, encoded: Encoded, lens: Tensor) -> Memory:
-        """The memory of B sentences of these lengths [B]."""
+        """The memory of B sentences of these lengths [B]; their reading is done then."""
+        keys: Tensor | None = None
+        if self._keys is not None:
+            keys = torch.zeros(encoded.outputs.shape[0] * encoded.outputs.shape[1], self._keys.num_outputs)
+            encoded.work.product_into(keys, encoded.positions, self._keys, [Input(encoded.bytes)])
+        encoded.work.run()
         outputs = encoded.outputs
         num_rows, width, _ = outputs.shape
         mask = torch.arange(width) < lens[:, None]  # [B, S]
@@ -105,10 +110,8 @@ class NativeDecoder:
             context = torch.cat((constant(last), self._readout_constant(last)), dim=1)  # [B, G·H + F]
         if self._attention is None:
             return Memory(None, None, mask, context)
-        if self._keys is None:
+        if keys is None:
             return Memory(outputs, outputs, mask, context)
-        keys = torch.zeros(num_rows * width, self._keys.num_outputs)
-        self._keys.product_into(keys, encoded.positions, [encoded.bytes])
         return Memory(keys.view(num_rows, width, -1), outputs, mask, context)
 
     def init_state(self, last_states: Sequence[State]) -> State:
@@ -127,21 +130,24 @@ class NativeDecoder:
             state.append(torch.full((len(state[0]), self._config.readout_dim), 128, dtype=torch.uint8))
         return tuple(state)
 
-    def step(self, ids: Tensor, state: State, memories: Sequence[Memory]) -> StepOutput:
-        """ids [N] int64 and the state -> StepOutput."""
+    def step(self, ids: Tensor, state: State, memories: Sequence[Memory], parents: Tensor | None = None) -> StepOutput:
+        """ids [N] int64, the state and which of its rows each goes on from [N] (see `InferenceNetwork.step`)
+        -> StepOutput."""
         config, ids = self._config, ids.contiguous()
+        num_rows, num_parts = len(ids), (len(state) - config.input_feeding) // config.decoder_layers
+        work = Work(num_rows, parents, len(state[0]))
         table = self._cells[0].table
         fixed: Tensor | None = None
         context: Tensor | None = None  # bytes [N, C]
         attention: tuple[Tensor, ...] = ()
-        num_parts = (len(state) - config.input_feeding) // config.decoder_layers
-        x: list[Tensor] = []
+        x: list[Input] = []
         if config.input_feeding:
-            x = [state[-1]]
+            x = [Input(state[-1], is_parents=True)]
         elif config.attention_query == "previous":
             top = state[(config.decoder_layers - 1) * num_parts :]
-            context, attention = self._attend(top[0], top[1] if config.cell == "gru" else None, memories)
-            x = [context]
+            floats = top[1] if config.cell == "gru" else None
+            context, attention = self._attend(work, Input(top[0], is_parents=True), floats, memories, parents)
+            x = [Input(context)]
         elif config.context_input:
             assert table is not None
             fixed = torch.cat([cast(Tensor, m.context).repeat_interleave(m.rows_each, dim=0) for m in memories])
@@ -153,53 +159,75 @@ class NativeDecoder:
         for layer, cell in enumerate(self._cells):
             is_top = layer + 1 == config.decoder_layers
             after, h = cell.step(
+                work,
                 x,
                 state[layer * num_parts : (layer + 1) * num_parts],
+                num_rows,
                 None if layer else table,
                 ids if layer == 0 and has_rows else None,
                 wants_floats=config.residual or (is_top and asks_top),
             )
             new_state.extend(after)
-            x = [after[0]]
+            x = [Input(after[0])]
             if config.residual and h is not None:
+                work.run()
                 sums = h if sums is None else sums.add(h)
-                x = [quantize(sums, float(layer + 1))] if layer else x
+                x = [Input(quantize(sums, float(layer + 1)))] if layer else x
                 h = sums
         if context is None and self._attention is not None:
-            context, attention = self._attend(x[0], h, memories)
+            context, attention = self._attend(work, x[0], h, memories)
         if context is not None:
-            x.append(context)
+            x.append(Input(context))
         readout_table = self._readout_table
         if fixed is not None:
             rest = fixed[:, fixed.shape[1] - config.readout_dim :]
             readout_table = rest if readout_table is None else readout_table.index_select(0, ids).add_(rest)
         is_by_id = readout_table is not None and has_rows
-        readout = self._readout.tanh(x, added=readout_table, ids=ids if is_by_id else None)
+        readout = work.tanh(self._readout, x, added=readout_table, ids=ids if is_by_id else None)
         if config.input_feeding:
             new_state.append(readout)
-        return StepOutput(TokenScores(*self._output.logits([readout])), tuple(new_state), attention)
+        logits = work.logits(self._output, [Input(readout)])
+        work.run()
+        return StepOutput(TokenScores(*logits, parents=parents), tuple(new_state), attention)
 
     def _attend(
-        self, state: Tensor, floats: Tensor | None, memories: Sequence[Memory]
+        self,
+        work: Work,
+        state: Input,
+        floats: Tensor | None,
+        memories: Sequence[Memory],
+        parents: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """State in bytes [N, H], and [N, H] float32 where it is at hand -> context in bytes [N, M] and each memory's
-        weights [R·K, S]."""
+        """Looks up the source.
+
+        Args:
+            state: [·, H] of the rows, or of their parents.
+            floats: the same in float32 where it is at hand.
+            parents: [N], where the state is theirs.
+
+        Returns:
+            Context in bytes [N, M] and each memory's weights [R·K, S].
+        """
         assert self._attention is not None
         if self._queries is not None:
-            queries = self._queries.product([state])
+            queries = work.product(self._queries, [state])
         else:
-            queries = dequantize(state) if floats is None else floats
-        contexts = torch.empty(len(state), self._config.memory_dim, dtype=torch.uint8)
+            work.run()
+            queries = dequantize(state.data) if floats is None else floats
+            if parents is not None:
+                queries = queries.index_select(0, parents.clamp(min=0))
+        contexts = torch.empty(sum(memory.num_rows for memory in memories), self._config.memory_dim, dtype=torch.uint8)
         weights: list[Tensor] = []
         start = 0
         for memory in memories:
             assert memory.keys is not None and memory.values is not None
             end = start + memory.num_rows
-            part = queries[start:end]
             if isinstance(self._attention, DotAttention):
-                weight = attend(part, memory.keys, memory.values, memory.mask, contexts[start:end], self._memory_bound)
+                sources = (memory.keys, memory.values, memory.mask)
+                weight = work.attend(queries, *sources, memory.rows_each, contexts, start, self._memory_bound)
             else:
-                context, weight = look_up(self._attention, part, memory)
+                work.run()
+                context, weight = look_up(self._attention, queries[start:end], memory)
                 contexts[start:end] = quantize(context, self._memory_bound)
             weights.append(weight)
             start = end

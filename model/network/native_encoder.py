@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.network.kernels import Affine, library, quantize
+from model.network.kernels import Affine, Input, Work, quantize
 from model.network.native_cell import KINDS, GateMaps
 from model.network.recurrent import Cell, State
 from model.network.seq2seq import Seq2Seq
@@ -45,11 +45,12 @@ class _Layer:
             self._input = Affine(
                 weight, torch.cat([maps.input_bias for maps in all_maps]), parts=[(weight.shape[1], bound)]
             )
-        self._hidden = [Affine(maps.weight_hh, maps.state_bias, num_gates=self._kind.num_gates) for maps in all_maps]
+        self._hidden = [maps.pack(maps.weight_ih[:, :0], None, []) for maps in all_maps]
         self._directions = (ctypes.c_void_p * len(cells))(*(affine.address for affine in self._hidden))
 
     def read(
         self,
+        work: Work,
         batch: _Batch,
         ids: Tensor,
         x: Tensor | None,
@@ -58,7 +59,7 @@ class _Layer:
         floats: Tensor | None,
         places: np.ndarray,
     ) -> tuple[Tensor, State]:
-        """Reads tokens, ids [P] int64, in the lowest layer, else x [P, ·] in bytes.
+        """Writes down the reading of tokens, ids [P] int64, in the lowest layer, else of x [P, ·] in bytes.
 
         Args:
             floats: [·, D·H], takes the outputs of each sentence from its place on; None where nobody wants them.
@@ -70,11 +71,11 @@ class _Layer:
             gates, rows = self._table, ids.data_ptr()
         else:
             assert self._input is not None and x is not None
-            gates, rows = self._input.product([x]), None
+            gates, rows = work.product(self._input, [Input(x)]), None
         num_sentences, width = len(batch.lens), self.num_directions * self.hidden_dim
         outputs = torch.empty(len(ids), width, dtype=torch.uint8)
         last = tuple(torch.empty(num_sentences, width) for _ in range(self._kind.num_states))
-        library().recurra_read(
+        work.read(
             self._directions,
             KINDS[self._kind],
             self.hidden_dim,
@@ -91,21 +92,22 @@ class _Layer:
             outputs.data_ptr(),
             last[0].data_ptr(),
             last[1].data_ptr() if len(last) > 1 else None,
-            127.0,
-            torch.get_num_threads(),
+            kept=[self, gates, ids, batch, places, floats, outputs, last],
         )
         return outputs, last
 
 
 class Encoded(NamedTuple):
-    """A batch as it was read.
+    """A batch as it was read, or is once `work` is done.
 
     Attributes:
+        work: over all P tokens.
         outputs: [B, S, M] float32, zeros where there is no token.
         bytes: [P, M], the outputs of all tokens, and `positions` [P] where they stand in `outputs` laid out flat.
         last_states: of each layer, tensors [B, D·H], lowest first.
     """
 
+    work: Work
     outputs: Tensor
     bytes: Tensor
     positions: Tensor
@@ -126,10 +128,11 @@ class NativeEncoder:
             self.bound = self.bound + 1.0 if self._config.is_residual_layer(index) else 1.0
 
     def __call__(self, src_ids: Tensor, lens: Sequence[int]) -> Encoded:
-        """Reads B sentences: src_ids [B, S] int64 and their lengths."""
+        """Writes down the reading of B sentences: src_ids [B, S] int64 and their lengths."""
         num_rows, width = src_ids.shape
         batch = _batch(lens, width)
         ids = src_ids.flatten()[batch.positions]
+        work = Work(len(ids))
         is_top_sum = self._config.is_residual_layer(len(self._layers) - 1)
         outputs: Tensor | None = None
         below: Tensor | None = None  # [P, ·] float32, where a layer above adds its input to its output
@@ -146,12 +149,13 @@ class NativeEncoder:
             elif self._config.residual:
                 floats = torch.empty(len(ids), layer.num_directions * layer.hidden_dim)
             read, last = layer.read(
-                batch, ids, read, is_reversed=self._config.reverse_source, floats=floats, places=places
+                work, batch, ids, read, is_reversed=self._config.reverse_source, floats=floats, places=places
             )
             last_states.append(last)
             bound = bound + 1.0 if self._config.is_residual_layer(index) else 1.0
             if self._config.is_residual_layer(index):
                 assert floats is not None and below is not None
+                work.run()
                 below = floats.add_(below)
                 read = quantize(below, bound)
             elif not is_top:
@@ -159,9 +163,10 @@ class NativeEncoder:
         assert read is not None
         if outputs is None:
             assert below is not None
+            work.run()
             outputs = torch.zeros(num_rows, width, below.shape[1])
             outputs.view(num_rows * width, -1).index_copy_(0, batch.positions, below)
-        return Encoded(outputs, read, batch.positions, last_states)
+        return Encoded(work, outputs, read, batch.positions, last_states)
 
 
 def _batch(lens: Sequence[int], width: int) -> _Batch:
