@@ -32,6 +32,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,39 +79,35 @@ class BeamSearch(LaneSearch):
         super().__init__(k, device)
         self.num_first_rows = 1  # all are alike before the first step
         self._finished: list[_Finished] = []
-        self._log_probs = torch.empty(0, k, device=device)  # [R, K]
-        self._tokens = torch.empty(0, k, _GROWTH, dtype=torch.int64, device=device)  # [R, K, T]
-        self._dropped = torch.empty(0, device=device)  # [R], the best log-probability that fell off
-        self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        self._worst = torch.empty(0, device=device)  # [R], score of the n_best-th hypothesis that ended; -inf without
-        self._num_ended = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        self._needed = torch.empty(0, device=device)  # [R], how many have to end; inf where that is no rule
-        self._penalties = torch.empty(0, device=device)  # [R], length penalties
-        self._growth = torch.empty(0, 2, device=device)  # [R, 2], how much longer a row may get: a share, and tokens
-        self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._log_probs: np.ndarray = np.zeros((0, k), dtype=np.float32)  # [R, K]
+        self._tokens: np.ndarray = np.zeros((0, k, _GROWTH), dtype=np.int64)  # [R, K, T]
+        self._dropped: np.ndarray = np.zeros(0, dtype=np.float32)  # [R], the best log-probability that fell off
+        self._lens: np.ndarray = np.zeros(0, dtype=np.int64)  # [R]
+        self._worst: np.ndarray = np.zeros(0)  # [R], score of the n_best-th hypothesis that ended; -inf without
+        self._num_ended: np.ndarray = np.zeros(0, dtype=np.int64)  # [R]
+        self._needed: np.ndarray = np.zeros(0)  # [R], how many have to end; inf where that is no rule
+        self._penalties: np.ndarray = np.zeros(0)  # [R], length penalties
+        self._growth: np.ndarray = np.zeros((0, 2))  # [R, 2], how much longer a row may get: a share, and tokens
+        self._limits: np.ndarray = np.zeros(0, dtype=np.int64)  # [R]
         self._coverage = Coverage()
 
     def add(self, segments: Sequence[LiveSegment]) -> None:
         super().add(segments)
         num_new = len(segments)
         self._finished.extend(_Finished(row_nodes=[-1] * self.k) for _ in segments)
-        alive = self._log_probs.new_full((num_new, self.k), NEVER)
+        alive = np.full((num_new, self.k), NEVER, dtype=np.float32)
         alive[:, 0] = 0.0
-        self._log_probs = torch.cat((self._log_probs, alive))
-        self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, self.k, self._tokens.shape[2])))
-        self._dropped = torch.cat((self._dropped, self._dropped.new_full((num_new,), NEVER)))
-        self._worst = torch.cat((self._worst, self._worst.new_full((num_new,), NEVER)))
-        self._num_ended = torch.cat((self._num_ended, self._num_ended.new_zeros(num_new)))
+        self._log_probs = np.concatenate((self._log_probs, alive))
+        self._tokens = np.pad(self._tokens, ((0, num_new), (0, 0), (0, 0)))
+        self._lens, self._num_ended = (np.pad(part, (0, num_new)) for part in (self._lens, self._num_ended))
+        self._dropped, self._worst = (
+            np.pad(part, (0, num_new), constant_values=NEVER) for part in (self._dropped, self._worst)
+        )
         options = [segment.options for segment in segments]
-        needed = [self.k if o.stop_when == "k_ended" else math.inf for o in options]
-        self._needed = torch.cat((self._needed, torch.tensor(needed, device=self.device)))
-        penalties = torch.tensor([o.length_penalty for o in options], device=self.device)
-        self._penalties = torch.cat((self._penalties, penalties))
-        growth = torch.tensor([_GROWTHS[o.stop_when] for o in options], device=self.device)
-        self._growth = torch.cat((self._growth, growth))
-        self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
-        limits = torch.tensor([segment.limit for segment in segments], device=self.device)
-        self._limits = torch.cat((self._limits, limits))
+        self._needed = np.append(self._needed, [self.k if o.stop_when == "k_ended" else math.inf for o in options])
+        self._penalties = np.append(self._penalties, [o.length_penalty for o in options])
+        self._growth = np.concatenate((self._growth, [_GROWTHS[o.stop_when] for o in options]))
+        self._limits = np.append(self._limits, [segment.limit for segment in segments])
         self._coverage.add(segments, self.k)
 
     def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
@@ -120,54 +117,53 @@ class BeamSearch(LaneSearch):
         num_candidates = min(2 * k, k * scores.logits.shape[1])
         totals, parents, tokens = top_of_beams(scores, self._log_probs, num_candidates)  # [R, C], best first
         is_end = tokens == EOS_ID
-        going = torch.where(is_end, NEVER, totals)
         # The best K that go on, in their order: among the best K candidates and K more, at most K end.
-        live, order = going.topk(k, dim=1)  # [R, K]
+        order = is_end.argsort(axis=1, kind="stable")[:, :k]  # [R, K]
+        each = np.arange(num_segments)[:, None]
+        live = np.where(is_end[each, order], NEVER, totals[each, order])
         ends = (is_end & (totals > NEVER))[:, :k]
         stuck = self._results_of_stuck(totals) if self.is_constrained else []
         self._finish(ends, totals, parents)
-        live = torch.where(self._is_beyond(live), NEVER, live)
+        live = np.where(self._is_beyond(live), NEVER, live).astype(np.float32, copy=False)
         self._note_dropped(totals, order, live, ends)
         self._note_trees(totals, parents, tokens, order, live)
         self._log_probs = live
-        tokens, parents = tokens.gather(1, order), parents.gather(1, order)
+        tokens, parents = tokens[each, order], parents[each, order]
         self._append(tokens, parents)
         self._coverage.follow(parents)
-        rows = parents + torch.arange(num_segments, device=self.device)[:, None] * k
-        rows = torch.where(live > NEVER, rows, -1)
-        return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=[*stuck, *self._done({at for at, _ in stuck})])
+        rows = np.where(live > NEVER, parents + each * k, -1)
+        done = [*stuck, *self._done({at for at, _ in stuck})]
+        return Absorbed(ids=tokens.flatten(), rows=rows.flatten(), done=done)
 
-    def _results_of_stuck(self, totals: Tensor) -> list[tuple[int, SegmentResult]]:
+    def _results_of_stuck(self, totals: np.ndarray) -> list[tuple[int, SegmentResult]]:
         """Segments none of whose rows may go on or end: they stop where they stand."""
-        return [(i, self._result(i, "length")) for i in (totals[:, 0] == NEVER).nonzero().flatten().tolist()]
+        return [(i, self._result(i, "length")) for i in (totals[:, 0] == NEVER).nonzero()[0].tolist()]
 
-    def _is_beyond(self, live: Tensor) -> Tensor:
+    def _is_beyond(self, live: np.ndarray) -> np.ndarray:
         """Which of the coming rows [R, K], as long as they may get, score no higher than what is kept. Where rows are
         counted as they end, they stay for as long as the best of them."""
-        live = torch.where(self._needed.isinf()[:, None], live, live[:, :1])
-        lens = self._lens + 1
-        longest = torch.minimum(self._limits, lens * self._growth[:, 0] + self._growth[:, 1])
-        return live <= (self._worst * longest**self._penalties)[:, None]
+        live = np.where(np.isinf(self._needed)[:, None], live, live[:, :1])
+        longest = np.minimum(self._limits, (self._lens + 1) * self._growth[:, 0] + self._growth[:, 1])
+        is_beyond: np.ndarray = live <= (self._worst * longest**self._penalties)[:, None]
+        return is_beyond
 
-    def _note_dropped(self, totals: Tensor, order: Tensor, live: Tensor, ends: Tensor) -> None:
+    def _note_dropped(self, totals: np.ndarray, order: np.ndarray, live: np.ndarray, ends: np.ndarray) -> None:
         """The best candidate that neither goes on nor finishes; what is beyond the candidates is no better than the
         worst of them."""
-        is_kept = torch.zeros_like(totals, dtype=torch.bool).scatter_(1, order, live > NEVER)
+        is_kept = np.zeros(totals.shape, dtype=bool)
+        np.put_along_axis(is_kept, order, live > NEVER, axis=1)
         is_kept[:, : self.k] |= ends
-        dropped = torch.where(is_kept, NEVER, totals).amax(dim=1)
-        self._dropped = torch.maximum(self._dropped, torch.maximum(dropped, totals[:, -1]))
+        dropped = np.where(is_kept, NEVER, totals).max(axis=1)
+        self._dropped = np.maximum(self._dropped, np.maximum(dropped, totals[:, -1])).astype(np.float32, copy=False)
 
-    def _finish(self, ends: Tensor, totals: Tensor, parents: Tensor) -> None:
+    def _finish(self, ends: np.ndarray, totals: np.ndarray, parents: np.ndarray) -> None:
         """Keeps the hypotheses that ended among the best K, as far as they are better than those that are kept."""
-        self._num_ended += ends.sum(dim=1)
+        self._num_ended += ends.sum(axis=1)
         scores = totals[:, : self.k] / ((self._lens + 1) ** self._penalties)[:, None]
         # Rounded as they are: who is nearly as good is looked at closely. A coverage penalty only lowers the score.
         is_good = ends & (scores * (1 - _SLACK) > self._worst[:, None])
-        found = is_good.nonzero()
-        rows = parents[found[:, 0], found[:, 1]].tolist()
-        log_probs = totals[found[:, 0], found[:, 1]].tolist()
-        for (i, _), row, log_prob in zip(found.tolist(), rows, log_probs, strict=True):
-            self._keep_hypothesis(i, row, log_prob, "eos")
+        for i, rank in zip(*(found.tolist() for found in is_good.nonzero()), strict=True):
+            self._keep_hypothesis(i, int(parents[i, rank]), float(totals[i, rank]), "eos")
 
     def _keep_hypothesis(self, position: int, row: int, log_prob: float, finish: Finish) -> None:
         segment, finished = self.segments[position], self._finished[position]
@@ -183,23 +179,23 @@ class BeamSearch(LaneSearch):
         if finish == "eos" and len(finished.kept) == segment.options.n_best:
             self._worst[position] = finished.kept[0][0]
 
-    def _append(self, tokens: Tensor, parents: Tensor) -> None:
+    def _append(self, tokens: np.ndarray, parents: np.ndarray) -> None:
+        each = np.arange(len(tokens))
+        self._tokens = self._tokens[each[:, None], parents]
         width = self._tokens.shape[2]
-        self._tokens = self._tokens.gather(1, parents[:, :, None].expand(-1, -1, width))
-        if int(self._lens.max()) >= width:
-            self._tokens = torch.nn.functional.pad(self._tokens, (0, width))
-        self._tokens.scatter_(2, self._lens[:, None, None].expand(-1, self.k, 1), tokens[:, :, None])
+        if self._lens.max() >= width:
+            self._tokens = np.pad(self._tokens, ((0, 0), (0, 0), (0, width)))
+        self._tokens[each, :, self._lens] = tokens
         self._lens += 1
 
     def _done(self, stuck: Collection[int]) -> list[tuple[int, SegmentResult]]:
         """Segments that end with this step, but for those that were stuck before it."""
-        best_live = self._log_probs[:, 0]
-        is_over = (self._lens >= self._limits) | (best_live == NEVER)
+        is_over = (self._lens >= self._limits) | (self._log_probs[:, 0] == NEVER)
         is_done = is_over | (self._num_ended >= self._needed)
         if self.is_constrained:
             for segment, length in zip(self.segments, self._lens.tolist(), strict=True):
                 segment.num_tokens = length
-        return [(i, self._result(i, "length")) for i in is_done.nonzero().flatten().tolist() if i not in stuck]
+        return [(i, self._result(i, "length")) for i in is_done.nonzero()[0].tolist() if i not in stuck]
 
     def _result(self, position: int, cut: Finish) -> SegmentResult:
         """Live rows fill the places that no finished hypothesis took."""
@@ -228,7 +224,9 @@ class BeamSearch(LaneSearch):
                 return
             self._keep_hypothesis(position, row, log_prob, cut)
 
-    def _note_trees(self, totals: Tensor, parents: Tensor, tokens: Tensor, order: Tensor, live: Tensor) -> None:
+    def _note_trees(
+        self, totals: np.ndarray, parents: np.ndarray, tokens: np.ndarray, order: np.ndarray, live: np.ndarray
+    ) -> None:
         for i, segment in enumerate(self.segments):
             if not segment.options.wants_tree:
                 continue
@@ -253,13 +251,13 @@ class BeamSearch(LaneSearch):
 
     def keep(self, order: Sequence[int]) -> None:
         super().keep(order)
-        index = torch.tensor(order, dtype=torch.int64, device=self.device)
+        at = np.array(order, dtype=np.int64)
         self._finished = [self._finished[i] for i in order]
-        self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
-        self._dropped, self._worst = self._dropped[index], self._worst[index]
-        self._num_ended, self._needed = self._num_ended[index], self._needed[index]
-        self._penalties, self._growth = self._penalties[index], self._growth[index]
-        self._lens, self._limits = self._lens[index], self._limits[index]
+        self._log_probs, self._tokens = self._log_probs[at], self._tokens[at]
+        self._dropped, self._worst = self._dropped[at], self._worst[at]
+        self._num_ended, self._needed = self._num_ended[at], self._needed[at]
+        self._penalties, self._growth = self._penalties[at], self._growth[at]
+        self._lens, self._limits = self._lens[at], self._limits[at]
         self._coverage.keep(order)
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,10 +46,11 @@ class Coverage:
         step = attention.view(len(self._num_src), self._num_rows, -1)
         self._sums = step.clone() if self._sums is None else self._sums + step
 
-    def follow(self, parents: Tensor) -> None:
+    def follow(self, parents: np.ndarray) -> None:
         """Rows of a beam go on as continuations of `parents` [R, K]."""
         if self._sums is not None:
-            self._sums = self._sums.gather(1, parents[:, :, None].expand_as(self._sums))
+            index = torch.from_numpy(parents).to(self._sums.device)
+            self._sums = self._sums.gather(1, index[:, :, None].expand_as(self._sums))
 
     def keep(self, order: Sequence[int]) -> None:
         """Only the segments at these positions stay, in this order."""

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,8 +135,8 @@ class ExactSearch(LaneSearch):
             ids += [*(node.tokens[-1] for node in proof.extending), *[EOS_ID] * num_dead]
             starts += [*(node.start for node in proof.extending), *[-1] * num_dead]
         return Absorbed(
-            ids=torch.tensor(ids, device=self.device),
-            rows=torch.tensor(starts, device=self.device),
+            ids=np.array(ids),
+            rows=np.array(starts),
             done=[(i, self._result(i, "length")) for i, proof in enumerate(self._proofs) if not proof.extending],
             parked=parked,
         )
@@ -181,7 +182,7 @@ class ExactSearch(LaneSearch):
         for row, token, value in children:
             nodes[row].waiting.append((nodes[row].log_prob + value, token))
 
-    def _park(self, rows: Sequence[tuple[int, int, _Node]]) -> tuple[Tensor, Tensor]:
+    def _park(self, rows: Sequence[tuple[int, int, _Node]]) -> tuple[list[int], list[int]]:
         """Puts the nodes that have children on their stacks, the first row's on top.
 
         Returns:
@@ -195,7 +196,7 @@ class ExactSearch(LaneSearch):
                 self._proofs[position].stack.append(node)
                 parked.append(row)
                 slots.append(node.slot)
-        return tuple(torch.tensor(part, dtype=torch.int64, device=self.device) for part in (parked, slots))  # type: ignore[return-value]
+        return parked, slots
 
     def _choose(self, position: int) -> None:
         """The nodes that the segment's rows extend next; none where nothing is left or no more may be extended."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,20 +30,20 @@ class GreedySearch(LaneSearch):
 
     def __init__(self, k: int, device: torch.device) -> None:
         super().__init__(k, device)
-        self._log_probs = torch.empty(0, _GROWTH, device=device)  # [R, T] of each token
-        self._tokens = torch.empty(0, _GROWTH, dtype=torch.int64, device=device)  # [R, T]
-        self._lens = torch.empty(0, dtype=torch.int64, device=device)  # [R]
-        self._limits = torch.empty(0, dtype=torch.int64, device=device)  # [R]
+        self._log_probs: np.ndarray = np.zeros((0, _GROWTH), dtype=np.float32)  # [R, T] of each token
+        self._tokens: np.ndarray = np.zeros((0, _GROWTH), dtype=np.int64)  # [R, T]
+        self._lens: np.ndarray = np.zeros(0, dtype=np.int64)  # [R]
+        self._limits: np.ndarray = np.zeros(0, dtype=np.int64)  # [R]
         self._coverage = Coverage()
 
     def add(self, segments: Sequence[LiveSegment]) -> None:
         super().add(segments)
-        num_new, width = len(segments), self._tokens.shape[1]
-        self._log_probs = torch.cat((self._log_probs, self._log_probs.new_zeros(num_new, width)))
-        self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(num_new, width)))
-        self._lens = torch.cat((self._lens, self._lens.new_zeros(num_new)))
-        limits = torch.tensor([segment.limit for segment in segments], device=self.device)
-        self._limits = torch.cat((self._limits, limits))
+        num_new = len(segments)
+        self._log_probs, self._tokens = (
+            np.pad(part, ((0, num_new), (0, 0))) for part in (self._log_probs, self._tokens)
+        )
+        self._lens = np.pad(self._lens, (0, num_new))
+        self._limits = np.append(self._limits, [segment.limit for segment in segments])
         self._coverage.add(segments, 1)
 
     def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
@@ -54,20 +55,19 @@ class GreedySearch(LaneSearch):
         else:
             constrain(scores, 1, (), lambda i: [])
         best, ids = best_of(scores)
-        if int(self._lens.max()) >= self._tokens.shape[1]:
+        if self._lens.max() >= self._tokens.shape[1]:
             self._widen()
-        self._tokens.scatter_(1, self._lens[:, None], ids[:, None])
-        self._log_probs.scatter_(1, self._lens[:, None], best[:, None])
+        at = (np.arange(len(ids)), self._lens)
+        self._tokens[at] = ids
+        self._log_probs[at] = best
         self._lens += 1
         is_done = (ids == EOS_ID) | (self._lens >= self._limits) | (best == NEVER)
-        ended = is_done.nonzero().flatten()
-        results = self._results(ended, "length") if len(ended) else []
-        return Absorbed(ids=ids, rows=None, done=list(zip(ended.tolist(), results, strict=True)))
+        ended = is_done.nonzero()[0].tolist()
+        return Absorbed(ids=ids, rows=None, done=[(position, self._result(position, "length")) for position in ended])
 
     def _widen(self) -> None:
-        more = (0, self._tokens.shape[1])
-        self._tokens = torch.nn.functional.pad(self._tokens, more)
-        self._log_probs = torch.nn.functional.pad(self._log_probs, more)
+        more = ((0, 0), (0, self._tokens.shape[1]))
+        self._tokens, self._log_probs = np.pad(self._tokens, more), np.pad(self._log_probs, more)
 
     def _history(self, position: int) -> list[int]:
         tokens: list[int] = self._tokens[position, : int(self._lens[position])].tolist()
@@ -75,37 +75,24 @@ class GreedySearch(LaneSearch):
 
     def keep(self, order: Sequence[int]) -> None:
         super().keep(order)
-        index = torch.tensor(order, dtype=torch.int64, device=self.device)
-        self._log_probs, self._tokens = self._log_probs[index], self._tokens[index]
-        self._lens, self._limits = self._lens[index], self._limits[index]
+        at = np.array(order, dtype=np.int64)
+        self._log_probs, self._tokens = self._log_probs[at], self._tokens[at]
+        self._lens, self._limits = self._lens[at], self._limits[at]
         self._coverage.keep(order)
 
     def cut(self, position: int, finish: Finish) -> SegmentResult:
-        return self._results(torch.tensor([position], device=self.device), finish)[0]
+        return self._result(position, finish)
 
     def agreed_ids(self, position: int) -> list[int]:
         return self._history(position)
 
-    def _results(self, positions: Tensor, cut: Finish) -> list[SegmentResult]:
-        """Of what segments [D] have; `cut` is why one stops that has not ended itself."""
-        lens = self._lens[positions]
-        width = int(lens.max())
-        log_probs = self._log_probs[positions, :width]  # [D, T]
-        tokens = self._tokens[positions, :width].tolist()
-        others = _best_of_others(log_probs).tolist()
-        return [
-            self._result(position, tokens[i][:length], log_probs_of[:length], others[i][:length], cut)
-            for i, (position, length, log_probs_of) in enumerate(
-                zip(positions.tolist(), lens.tolist(), log_probs.tolist(), strict=True)
-            )
-        ]
-
-    def _result(
-        self, position: int, tokens: list[int], log_probs: list[float], others: list[float], cut: Finish
-    ) -> SegmentResult:
+    def _result(self, position: int, cut: Finish) -> SegmentResult:
+        """Of what a segment has; `cut` is why it stops where it has not ended itself."""
         segment = self.segments[position]
+        num_steps = int(self._lens[position])
+        tokens: list[int] = self._tokens[position, :num_steps].tolist()
+        log_probs: list[float] = self._log_probs[position, :num_steps].tolist()
         has_ended = tokens[-1] == EOS_ID and log_probs[-1] > NEVER
-        num_steps = len(tokens)
         if log_probs[-1] == NEVER:  # nothing was allowed any more
             tokens, log_probs = tokens[:-1], log_probs[:-1]
         log_prob = math.fsum(log_probs)
@@ -116,8 +103,7 @@ class GreedySearch(LaneSearch):
             score=score,
             finish="eos" if has_ended else cut,
         )
-        num_forced = len(segment.options.prefix_ids)
-        best_other = max(others[num_forced : len(log_probs)], default=NEVER)
+        best_other = _best_of_others(log_probs, len(segment.options.prefix_ids))
         bound = segment.options.best_score_below(best_other, segment.limit)
         return SegmentResult(
             hypotheses=(hypothesis,),
@@ -127,11 +113,15 @@ class GreedySearch(LaneSearch):
         )
 
 
-def _best_of_others(log_probs: Tensor) -> Tensor:
-    """Of log_probs [D, T] of the chosen tokens: no hypothesis that leaves the greedy one at t is more probable [D, T].
+def _best_of_others(log_probs: Sequence[float], num_forced: int) -> float:
+    """Of the log-probabilities of the chosen tokens: no hypothesis that leaves the greedy one after those that are
+    forced is more probable.
 
     Any other token at t has at most what the chosen one left: log(1 - p).
     """
-    exact = log_probs.double()
-    before = exact.cumsum(dim=1) - exact
-    return before + (-torch.expm1(exact.clamp(max=-1e-7))).log()
+    best, before = NEVER, 0.0
+    for t, log_prob in enumerate(log_probs):
+        if t >= num_forced:
+            best = max(best, before + math.log(-math.expm1(min(log_prob, -1e-7))))
+        before += log_prob
+    return best

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,13 +47,13 @@ class Absorbed:
             itself. Of a search that parks states, which slot.
         done: positions of the segments that are done, with their results. Their rows are still there: `keep` drops
             them.
-        parked: rows of this step [P] int64 and the slots [P] int64 where their states are to be kept.
+        parked: rows of this step [P] and the slots [P] where their states are to be kept.
     """
 
-    ids: Tensor
-    rows: Tensor | None
+    ids: np.ndarray
+    rows: np.ndarray | None
     done: Sequence[tuple[int, SegmentResult]]
-    parked: tuple[Tensor, Tensor] | None = None
+    parked: tuple[Sequence[int], Sequence[int]] | None = None
 
 
 class LaneSearch:

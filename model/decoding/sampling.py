@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,12 +139,12 @@ class SamplingSearch(LaneSearch):
         costs = log_probs.gather(1, ids[:, None]).flatten().tolist()
         next_ids = self._take(ids.tolist(), costs)
         done = [(i, self._result(i, "length")) for i, rows in enumerate(self._rows) if all(row.ended for row in rows)]
-        return Absorbed(ids=torch.tensor(next_ids, device=self.device), rows=self._alive(), done=done)
+        return Absorbed(ids=np.array(next_ids), rows=self._alive(), done=done)
 
-    def _alive(self) -> Tensor | None:
+    def _alive(self) -> np.ndarray | None:
         """Each row itself, but -1 where it has ended."""
         rows = [-1 if row.ended else i for i, row in enumerate(row for rows in self._rows for row in rows)]
-        return torch.tensor(rows, device=self.device) if -1 in rows else None
+        return np.array(rows) if -1 in rows else None
 
     def _take(self, ids: Sequence[int], costs: Sequence[float]) -> list[int]:
         """Appends what was drawn [N] at these log-probabilities [N] to the rows that are alive.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +45,9 @@ class ForcedSearch(LaneSearch):
             self._walks.append(_Walk([*best.token_ids, EOS_ID] if best.finish == "eos" else list(best.token_ids)))
 
     def absorb(self, scores: TokenScores, attention: Tensor | None) -> Absorbed:
-        ids = torch.tensor([walk.tokens[len(walk.log_probs)] for walk in self._walks], device=self.device)
-        costs = scores.log_probs().gather(1, ids[:, None]).flatten().tolist()
+        ids = np.array([walk.tokens[len(walk.log_probs)] for walk in self._walks])
+        index = torch.from_numpy(ids).to(self.device)
+        costs = scores.log_probs().gather(1, index[:, None]).flatten().tolist()
         looks = [None] * len(costs) if attention is None else attention.tolist()
         done: list[tuple[int, SegmentResult]] = []
         for i, (segment, walk) in enumerate(zip(self.segments, self._walks, strict=True)):

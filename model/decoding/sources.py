@@ -17,7 +17,7 @@ from torch import Tensor
 from model.network.decoder import Memory
 
 _FIRST_CAPACITY = 8
-_WIDTHS = (16, 32, 64, 128, 256)
+_WIDTHS = (32, 64, 128, 256)
 
 
 def width_for(num_src: int) -> int:
@@ -41,6 +41,7 @@ class SourceTable:
         self._rows_each = rows_each
         self._num_entries = 0
         self._parts: list[Tensor | None] = []  # keys, values, mask, context, with room for more entries
+        self._live: Memory | None = None  # views of the live entries, until others are live
 
     def add(self, memory: Memory, entries: Sequence[int]) -> None:
         """Takes in these entries of a memory at least as wide, after all others."""
@@ -51,6 +52,7 @@ class SourceTable:
         if memory.keys is memory.values:
             arrived[0] = arrived[1]  # dot attention looks at the memory itself
         first, self._num_entries = self._num_entries, self._num_entries + len(entries)
+        self._live = None
         self._make_room(arrived)
         is_whole = list(entries) == list(range(memory.num_entries))
         index = torch.tensor(entries, dtype=torch.int64, device=memory.mask.device)
@@ -86,6 +88,7 @@ class SourceTable:
         """Only these entries stay, in this order."""
         moved = [(to, at) for to, at in enumerate(order) if to != at]
         self._num_entries = len(order)
+        self._live = None
         if not moved:
             return
         to, at = ([pair[i] for pair in moved] for i in (0, 1))
@@ -95,6 +98,8 @@ class SourceTable:
 
     def memory(self) -> Memory:
         """The live entries, as views."""
-        keys, values, mask, context = (None if part is None else part[: self._num_entries] for part in self._parts)
-        assert mask is not None
-        return Memory(keys, values, mask, context, self._rows_each)
+        if self._live is None:
+            keys, values, mask, context = (None if part is None else part[: self._num_entries] for part in self._parts)
+            assert mask is not None
+            self._live = Memory(keys, values, mask, context, self._rows_each)
+        return self._live

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,16 +69,16 @@ class _Lane:
     sources: SourceTable
     parked: list[Tensor] = field(default_factory=list)  # [P, ...] of each part of the state
 
-    def park(self, state: Sequence[Tensor], rows: Tensor, slots: Tensor) -> None:
+    def park(self, state: Sequence[Tensor], rows: Sequence[int], slots: Sequence[int]) -> None:
         """Keeps the states of these rows [n] in these slots [n]."""
-        if not len(slots):
+        if not slots:
             return
-        needed = int(slots.max()) + 1
+        needed = max(slots) + 1
         if not self.parked or self.parked[0].shape[0] < needed:
             old = self.parked or [part.new_empty(0, *part.shape[1:]) for part in state]
             self.parked = [torch.cat((part, part.new_zeros(needed, *part.shape[1:]))) for part in old]
         for kept, part in zip(self.parked, state, strict=True):
-            kept[slots] = part[rows]
+            kept[list(slots)] = part[list(rows)]
 
 
 @dataclass(eq=False)
@@ -111,9 +112,9 @@ class StepDecoder:
         self.max_rows = max_rows
         self._lanes: dict[_LaneKey, _Lane] = {}
         self._state: State = ()  # tensors [M, ...]
-        self._ids = torch.empty(0, dtype=torch.int64, device=self._device)  # [N], the last token of each row
+        self._ids = np.zeros(0, dtype=np.int64)  # [N], the last token of each row
         # [N], the row of the state that each goes on from, -1 for a dead row; None where each goes on from itself.
-        self._parents: Tensor | None = None
+        self._parents: np.ndarray | None = None
         self._next_handle = 0
         self._journeys: dict[int, _Journey] = {}
         self._num_rows = 0
@@ -180,24 +181,23 @@ class StepDecoder:
             lane.search.add([journeys[i].segment for i in entries])
         num_states = self._state[0].shape[0] if self._state else 0
         parents = self._all_parents()
-        id_pieces: list[Tensor] = []
-        parent_pieces: list[Tensor] = []
+        id_pieces: list[np.ndarray] = []
+        parent_pieces: list[np.ndarray] = []
         for key, lane in self._lanes.items():
             start, end = starts.get(key, (0, 0))
             id_pieces.append(self._ids[start:end])
             parent_pieces.append(parents[start:end])
             if key in arrivals:
-                arrived = torch.tensor(arrivals[key], device=self._device)
-                first = torch.full((len(arrived), key.num_rows), -1, device=self._device)
-                first[:, : lane.search.num_first_rows] = arrived[:, None] + num_states
+                first = np.full((len(arrivals[key]), key.num_rows), -1)
+                first[:, : lane.search.num_first_rows] = np.array(arrivals[key])[:, None] + num_states
                 parent_pieces.append(first.flatten())
-                id_pieces.append(torch.full_like(parent_pieces[-1], BOS_ID))
+                id_pieces.append(np.full(first.size, BOS_ID))
         self._state = tuple(torch.cat(pair) for pair in zip(self._state, state, strict=True)) if self._state else state
-        self._ids, self._parents = torch.cat(id_pieces), torch.cat(parent_pieces)
-        self._num_rows = self._ids.shape[0]
+        self._ids, self._parents = np.concatenate(id_pieces), np.concatenate(parent_pieces)
+        self._num_rows = len(self._ids)
 
-    def _all_parents(self) -> Tensor:
-        return torch.arange(self._num_rows, device=self._device) if self._parents is None else self._parents
+    def _all_parents(self) -> np.ndarray:
+        return np.arange(self._num_rows) if self._parents is None else self._parents
 
     def _starts(self) -> dict[_LaneKey, tuple[int, int]]:
         """Where each lane's rows begin and end."""
@@ -219,7 +219,9 @@ class StepDecoder:
             return []
         lanes = list(self._lanes.values())
         memories = [lane.sources.memory() for lane in lanes]
-        scores, state, attention = self._network.step(self._ids, self._state, memories, self._parents)
+        ids = torch.from_numpy(self._ids).to(self._device)
+        parents = None if self._parents is None else torch.from_numpy(self._parents).to(self._device)
+        scores, state, attention = self._network.step(ids, self._state, memories, parents)
         absorbed: list[Absorbed] = []
         start = 0
         for i, lane in enumerate(lanes):
@@ -236,8 +238,8 @@ class StepDecoder:
     def _arrange(self, lanes: Sequence[_Lane], absorbed: Sequence[Absorbed]) -> list[tuple[int, SegmentResult]]:
         """Rows take the places that their searches want, and segments that are done with their stage leave the lane."""
         ended: list[tuple[_Journey, SegmentResult]] = []
-        moves: list[Tensor | None] = []
-        ids: list[Tensor] = []
+        moves: list[np.ndarray | None] = []
+        ids: list[np.ndarray] = []
         for lane, step in zip(lanes, absorbed, strict=True):
             segments = lane.search.segments
             ended.extend((self._journeys[segments[at].handle], result) for at, result in step.done)
@@ -247,46 +249,45 @@ class StepDecoder:
                 rows, lane_ids = (places if rows is None else rows[places]), lane_ids[places]
             moves.append(rows)
             ids.append(lane_ids)
-        self._ids = torch.cat(ids) if len(ids) > 1 else ids[0]
-        self._num_rows = self._ids.shape[0]
+        self._ids = np.concatenate(ids)
+        self._num_rows = len(self._ids)
         self._follow(lanes, moves, [len(a.ids) for a in absorbed])
         self._drop_empty_lanes()
         return [(j.segment.handle, result) for j, result in ended if self._is_through(j, result)]
 
-    def _leave(self, lane: _Lane, positions: set[int]) -> Tensor:
+    def _leave(self, lane: _Lane, positions: set[int]) -> np.ndarray:
         """Segments leave a lane; the last ones take their places. Returns the rows that stay, in their new order."""
         order = _without(len(lane.search.segments), positions)
         lane.search.keep(order)
         lane.sources.keep(order)
         k = lane.key.num_rows
-        rows = [at * k + row for at in order for row in range(k)]
-        return torch.tensor(rows, dtype=torch.int64, device=self._device)
+        rows = np.array(order, dtype=np.int64)[:, None] * k + np.arange(k)
+        return rows.flatten()
 
-    def _follow(self, lanes: Sequence[_Lane], moves: Sequence[Tensor | None], num_before: Sequence[int]) -> None:
+    def _follow(self, lanes: Sequence[_Lane], moves: Sequence[np.ndarray | None], num_before: Sequence[int]) -> None:
         """Rows go on from where `moves` say, for each lane: rows of its own, slots of its parked states, or None."""
         if all(rows is None for rows in moves):
             self._parents = None
             return
-        parents: list[Tensor] = []
+        parents: list[np.ndarray] = []
         start = 0
         for lane, rows, num_rows in zip(lanes, moves, num_before, strict=True):
             if rows is None:
-                rows = torch.arange(num_rows, device=self._device)
+                rows = np.arange(num_rows)
             elif lane.search.parks:
                 rows = self._unpark(lane, rows, start)
-            parents.append(torch.where(rows < 0, -1, rows + start))
+            parents.append(np.where(rows < 0, -1, rows + start))
             start += num_rows
-        self._parents = torch.cat(parents) if len(parents) > 1 else parents[0]
+        self._parents = np.concatenate(parents)
 
-    def _unpark(self, lane: _Lane, slots: Tensor, start: int) -> Tensor:
+    def _unpark(self, lane: _Lane, slots: np.ndarray, start: int) -> np.ndarray:
         """Puts parked states where the lane's own stood, from a row of the state on; those are parked or not needed.
         Returns which of its rows each row goes on from."""
-        is_alive = slots >= 0
-        at = torch.arange(len(slots), device=self._device)
-        if is_alive.any():
+        at = (slots >= 0).nonzero()[0]
+        if len(at):
             for part, kept in zip(self._state, lane.parked, strict=True):
-                part[at[is_alive] + start] = kept[slots[is_alive]]
-        return torch.where(is_alive, at, -1)
+                part[(at + start).tolist()] = kept[slots[at].tolist()]
+        return np.where(slots >= 0, np.arange(len(slots)), -1)
 
     def _is_through(self, journey: _Journey, result: SegmentResult) -> bool:
         """Whether a segment that ended a stage has ended its last; else it enters the next."""
@@ -320,11 +321,9 @@ class StepDecoder:
         lane, position = self._find(handle)
         start, end = self._starts()[lane.key]
         rows = self._leave(lane, {position})
-        num_rows = self._num_rows
-        before, after = (torch.arange(*ends, device=self._device) for ends in ((start,), (end, num_rows)))
-        stay = torch.cat((before, rows + start, after))
+        stay = np.concatenate((np.arange(start), rows + start, np.arange(end, self._num_rows)))
         self._ids, self._parents = self._ids[stay], self._all_parents()[stay]
-        self._num_rows = self._ids.shape[0]
+        self._num_rows = len(self._ids)
         self._drop_empty_lanes()
 
     @torch.inference_mode()

@@ -212,8 +212,10 @@ class NativeDecoder:
         if self._queries is not None:
             queries = work.product(self._queries, [state])
         else:
-            work.run()
-            queries = dequantize(state.data) if floats is None else floats
+            if floats is None:
+                work.run()
+                floats = dequantize(state.data)
+            queries = floats
             if parents is not None:
                 queries = queries.index_select(0, parents.clamp(min=0))
         contexts = torch.empty(sum(memory.num_rows for memory in memories), self._config.memory_dim, dtype=torch.uint8)

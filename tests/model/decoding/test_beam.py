@@ -6,9 +6,9 @@ import itertools
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from model.data.vocab import EOS_ID
 from model.decoding.beam import BeamSearch
@@ -103,8 +103,8 @@ def test_stopping_early_never_costs_a_better_hypothesis(seed: int) -> None:
     """The bound that ends a search is admissible: one that may not stop early finds nothing better."""
 
     class Unstopped(BeamSearch):
-        def _is_beyond(self, live: Tensor) -> Tensor:
-            return torch.zeros_like(live, dtype=torch.bool)
+        def _is_beyond(self, live: np.ndarray) -> np.ndarray:
+            return np.zeros_like(live, dtype=bool)
 
     options = SearchOptions(k=3, max_length=10, stop_when="proven")
     (stopped,), (unstopped,) = search(options, [seed]), search(options, [seed], lane=Unstopped)
@@ -357,7 +357,7 @@ def test_a_wrong_option_is_refused_by_name(field: str, values: dict[str, object]
 def test_normalised_or_not_scores_give_the_same_bits(k: int) -> None:
     """Whether somebody in the lane has a constraint decides in which form a step's scores are read."""
     num_segments, width = 9, 256
-    logits, totals = torch.randn(num_segments * k, width) * 9, torch.randn(num_segments, k) * 5
+    logits, totals = torch.randn(num_segments * k, width) * 9, np.random.randn(num_segments, k).astype(np.float32)
     norms = logits.logsumexp(dim=1)
 
     def scores() -> TokenScores:
@@ -366,6 +366,24 @@ def test_normalised_or_not_scores_give_the_same_bits(k: int) -> None:
     plain, read = scores(), scores()
     read.log_probs()
     for one, other in zip(best_of(plain), best_of(read), strict=True):
-        assert torch.equal(one, other)
+        assert np.array_equal(one, other)
     for one, other in zip(top_of_beams(plain, totals, 2 * k), top_of_beams(read, totals, 2 * k), strict=True):
-        assert torch.equal(one, other)
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("width", [256, 250])
+def test_without_kernels_the_best_are_the_same(k: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_segments = 9
+    logits, totals = torch.randn(num_segments * k, width) * 9, np.random.randn(num_segments, k).astype(np.float32)
+    totals[2, 1:] = float("-inf")
+
+    def found() -> list[np.ndarray]:
+        scores = TokenScores(logits.clone())
+        scores.forbid_first(3)
+        return [*best_of(scores), *top_of_beams(scores, totals, 2 * k)]
+
+    as_it_is = found()
+    monkeypatch.setattr("model.decoding.selection.library", lambda: None)
+    for one, other in zip(as_it_is, found(), strict=True):
+        assert np.array_equal(one, other)

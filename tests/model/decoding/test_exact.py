@@ -91,7 +91,7 @@ class Loop:
         log_probs = torch.stack([next_log_probs(s[1:], s[0]) for s in alive])
         step = self.search.absorb(TokenScores(log_probs), torch.stack([attention_of(s[1:], s[0]) for s in alive]))
         assert step.parked is not None and step.rows is not None
-        parked_rows, slots = (part.tolist() for part in step.parked)
+        parked_rows, slots = step.parked
         assert len(set(slots)) == len(slots)
         self.pool.update({slot: self.states[row] for row, slot in zip(parked_rows, slots, strict=True)})
         self.states = [self.pool[slot] if slot >= 0 else () for slot in step.rows.tolist()]
