@@ -39,7 +39,7 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
-from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, common_start, extended
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult, TreeNode
 from model.decoding.selection import top_of_beams
 from model.network.token_scores import TokenScores
@@ -98,11 +98,9 @@ class BeamSearch(LaneSearch):
         alive = np.full((num_new, self.k), NEVER, dtype=np.float32)
         alive[:, 0] = 0.0
         self._log_probs = np.concatenate((self._log_probs, alive))
-        self._tokens = np.pad(self._tokens, ((0, num_new), (0, 0), (0, 0)))
-        self._lens, self._num_ended = (np.pad(part, (0, num_new)) for part in (self._lens, self._num_ended))
-        self._dropped, self._worst = (
-            np.pad(part, (0, num_new), constant_values=NEVER) for part in (self._dropped, self._worst)
-        )
+        self._tokens = extended(self._tokens, num_new)
+        self._lens, self._num_ended = extended(self._lens, num_new), extended(self._num_ended, num_new)
+        self._dropped, self._worst = extended(self._dropped, num_new, NEVER), extended(self._worst, num_new, NEVER)
         options = [segment.options for segment in segments]
         self._needed = np.append(self._needed, [self.k if o.stop_when == "k_ended" else math.inf for o in options])
         self._penalties = np.append(self._penalties, [o.length_penalty for o in options])

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.data.vocab import EOS_ID
 from model.decoding.constraints import constrain
 from model.decoding.coverage import Coverage
-from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
+from model.decoding.lane import Absorbed, LaneSearch, LiveSegment, extended
 from model.decoding.search import NEVER, Finish, Hypothesis, SegmentResult
 from model.decoding.selection import best_of
 from model.network.token_scores import TokenScores
@@ -39,10 +39,8 @@ class GreedySearch(LaneSearch):
     def add(self, segments: Sequence[LiveSegment]) -> None:
         super().add(segments)
         num_new = len(segments)
-        self._log_probs, self._tokens = (
-            np.pad(part, ((0, num_new), (0, 0))) for part in (self._log_probs, self._tokens)
-        )
-        self._lens = np.pad(self._lens, (0, num_new))
+        self._log_probs, self._tokens = extended(self._log_probs, num_new), extended(self._tokens, num_new)
+        self._lens = extended(self._lens, num_new)
         self._limits = np.append(self._limits, [segment.limit for segment in segments])
         self._coverage.add(segments, 1)
 

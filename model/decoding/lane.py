@@ -103,6 +103,11 @@ class LaneSearch:
         raise NotImplementedError
 
 
+def extended(part: np.ndarray, num_new: int, value: float = 0) -> np.ndarray:
+    """An array [R, ...] with so many more entries, all of this value."""
+    return np.concatenate((part, np.full((num_new, *part.shape[1:]), value, dtype=part.dtype)))
+
+
 def common_start(histories: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that all of them begin with."""
     agreed: list[int] = []

@@ -24,7 +24,7 @@ from model.network.token_scores import BLOCK, TokenScores
 def best_of(scores: TokenScores) -> tuple[np.ndarray, np.ndarray]:
     """The largest log-probability of each row [N] float32, and its token [N] int64."""
     if _has_kernels(scores):
-        best, _, best_tokens = _by_kernels(scores, torch.zeros(len(scores), 1), 1)
+        best, _, best_tokens = _by_kernels(scores, None, 1)
         return best[:, 0], best_tokens[:, 0]
     log_probs = scores.log_probs()
     if not scores.is_in_blocks:
@@ -83,6 +83,6 @@ def _has_kernels(scores: TokenScores) -> bool:
     return scores.is_in_blocks and scores.logits.is_cpu and library() is not None
 
 
-def _by_kernels(scores: TokenScores, totals: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_kernels(scores: TokenScores, totals: Tensor | None, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     found = best_few(scores.logits, scores.peaks(), scores.log_norms, scores.num_forbidden, totals, k)
     return found[0].numpy(), found[1].numpy(), found[2].numpy()

@@ -2,7 +2,8 @@
 
 A segment takes the next free entry when it joins; when one leaves, the last entry moves into its place, so that the
 live entries always stand together at the start of the table and a step sees them as one view. The width of a table is
-fixed, so what attention computes for a segment depends on its own length only, never on its neighbours'.
+fixed, so what attention computes for a segment depends on its own length only, never on its neighbours'. What stands
+in an entry behind its own source is finite and masked; nobody copies it.
 
 Shape letters: R live entries, S the table's width, K rows an entry.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from model.network.decoder import Memory
 
 _FIRST_CAPACITY = 8
+_OF_TOKENS = (0, 1)  # keys and values; a mask is moved whole
 _WIDTHS = (32, 64, 128, 256)
 
 
@@ -39,19 +41,21 @@ class SourceTable:
     def __init__(self, width: int, rows_each: int) -> None:
         self._width = width
         self._rows_each = rows_each
-        self._num_entries = 0
+        self._lens: list[int] = []  # of the R sources
         self._parts: list[Tensor | None] = []  # keys, values, mask, context, with room for more entries
         self._live: Memory | None = None  # views of the live entries, until others are live
 
-    def add(self, memory: Memory, entries: Sequence[int]) -> None:
-        """Takes in these entries of a memory at least as wide, after all others."""
+    def add(self, memory: Memory, entries: Sequence[int], lens: Sequence[int]) -> None:
+        """Takes in these entries of a memory at least as wide, after all others; `lens` are their sources' lengths."""
+        width = max(lens)
         arrived = [
             None if part is None else part if is_fixed else part[:, : self._width]
             for part, is_fixed in ((memory.keys, 0), (memory.values, 0), (memory.mask, 0), (memory.context, 1))
         ]
         if memory.keys is memory.values:
             arrived[0] = arrived[1]  # dot attention looks at the memory itself
-        first, self._num_entries = self._num_entries, self._num_entries + len(entries)
+        first = len(self._lens)
+        self._lens.extend(lens)
         self._live = None
         self._make_room(arrived)
         is_whole = list(entries) == list(range(memory.num_entries))
@@ -59,10 +63,9 @@ class SourceTable:
         for i, (table, part) in enumerate(zip(self._parts, arrived, strict=True)):
             if table is None or part is None or (i == 0 and table is self._parts[1]):
                 continue
-            if is_whole:
-                table[first : self._num_entries].copy_(part)
-            else:
-                torch.index_select(part, 0, index, out=table[first : self._num_entries])
+            if i in _OF_TOKENS:
+                table, part = table[:, :width], part[:, :width]
+            table[first : len(self._lens)] = part if is_whole else part.index_select(0, index)
 
     def _make_room(self, like: Sequence[Tensor | None]) -> None:
         if not self._parts:
@@ -70,13 +73,13 @@ class SourceTable:
             if like[0] is not None and like[0] is like[1]:
                 self._parts[0] = self._parts[1]
         capacity = next(part.shape[0] for part in self._parts if part is not None)
-        if capacity >= self._num_entries:
+        if capacity >= len(self._lens):
             return
-        capacity = max(_FIRST_CAPACITY, 2 * capacity, self._num_entries)
+        capacity = max(_FIRST_CAPACITY, 2 * capacity, len(self._lens))
         is_shared = self._parts[0] is not None and self._parts[0] is self._parts[1]
         grown: list[Tensor | None] = []
         for part in self._parts:
-            wider = None if part is None else part.new_empty(capacity, *part.shape[1:])
+            wider = None if part is None else part.new_zeros(capacity, *part.shape[1:])
             if part is not None and wider is not None:
                 wider[: part.shape[0]] = part
             grown.append(wider)
@@ -87,19 +90,22 @@ class SourceTable:
     def keep(self, order: Sequence[int]) -> None:
         """Only these entries stay, in this order."""
         moved = [(to, at) for to, at in enumerate(order) if to != at]
-        self._num_entries = len(order)
+        self._lens = [self._lens[at] for at in order]
         self._live = None
         if not moved:
             return
         to, at = ([pair[i] for pair in moved] for i in (0, 1))
+        width = max(self._lens[i] for i in to)
         for i, part in enumerate(self._parts):
-            if part is not None and not (i == 0 and part is self._parts[1]):
-                part[to] = part[at]
+            if part is None or (i == 0 and part is self._parts[1]):
+                continue
+            entries = part[:, :width] if i in _OF_TOKENS else part
+            entries[to] = entries[at]
 
     def memory(self) -> Memory:
         """The live entries, as views."""
         if self._live is None:
-            keys, values, mask, context = (None if part is None else part[: self._num_entries] for part in self._parts)
+            keys, values, mask, context = (None if part is None else part[: len(self._lens)] for part in self._parts)
             assert mask is not None
             self._live = Memory(keys, values, mask, context, self._rows_each)
         return self._live

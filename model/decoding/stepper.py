@@ -177,8 +177,9 @@ class StepDecoder:
             if lane is None:
                 lane = _Lane(key, STAGES[key.stage](key.num_rows, self._device), SourceTable(key.width, key.num_rows))
                 self._lanes[key] = lane
-            lane.sources.add(memory, entries)
-            lane.search.add([journeys[i].segment for i in entries])
+            segments = [journeys[i].segment for i in entries]
+            lane.sources.add(memory, entries, [segment.num_src for segment in segments])
+            lane.search.add(segments)
         num_states = self._state[0].shape[0] if self._state else 0
         parents = self._all_parents()
         id_pieces: list[np.ndarray] = []

@@ -840,7 +840,8 @@ void recurra_attend(
 }
 
 // The k best continuations of R segments of K rows each, totals [R, K] -> values [R, k] best first, their rows [R, k]
-// within the segment, and their tokens [R, k]. -∞, row 0 and token 0 where there are no more. At once.
+// within the segment, and their tokens [R, k]. -∞, row 0 and token 0 where there are no more. Without totals each row is
+// a segment, and its total zero. At once.
 void recurra_best(
     const float* logits, const float* peaks, const float* log_norms, int64_t num_tokens, int64_t num_forbidden,
     const float* totals, int64_t num_segments, int64_t rows_each, int64_t k, float* values, int64_t* rows,
@@ -851,7 +852,9 @@ void recurra_best(
         Top blocks(k), best(k);
 #pragma omp for schedule(static)
         for (int64_t segment = 0; segment < num_segments; ++segment) {
-            BestOf(scores, totals + segment * rows_each, segment * rows_each, rows_each, blocks, best);
+            constexpr float kZero = 0;
+            const float* so_far = totals ? totals + segment * rows_each : &kZero;
+            BestOf(scores, so_far, segment * rows_each, rows_each, blocks, best);
             for (int64_t i = 0; i < k; ++i) {
                 const bool is_found = i < best.size();
                 const int64_t number = is_found ? best.number(i) : 0, to = segment * k + i;

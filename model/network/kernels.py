@@ -390,7 +390,7 @@ class Work:
 
 
 def best_few(
-    logits: Tensor, peaks: Tensor, log_norms: Tensor | None, num_forbidden: int, totals: Tensor, k: int
+    logits: Tensor, peaks: Tensor, log_norms: Tensor | None, num_forbidden: int, totals: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best k continuations of each of R segments of K rows, ties by row and token.
 
@@ -401,23 +401,23 @@ def best_few(
         peaks: [R·K, V / 64], the largest of each 64.
         log_norms: [R·K], which are subtracted; None for nothing.
         num_forbidden: the first so many tokens, less than 64, may not come.
-        totals: [R, K], which are added then; -inf for a row that is not there.
+        totals: [R, K], which are added then; -inf for a row that is not there. None for zeros, and K = 1.
 
     Returns:
         Values [R, k] best first, rows [R, k] within the segment and tokens [R, k], both int64; -inf where there are no
         more.
     """
-    num_segments, rows_each = totals.shape
-    logits, peaks, totals = logits.contiguous(), peaks.contiguous(), totals.contiguous()
+    num_segments, rows_each = (len(logits), 1) if totals is None else totals.shape
+    logits, peaks = logits.contiguous(), peaks.contiguous()
     values = torch.empty(num_segments, k)
     rows, tokens = torch.empty(2, num_segments, k, dtype=torch.int64).unbind()
     _library().short.recurra_best(
         logits.data_ptr(),
         peaks.data_ptr(),
-        None if log_norms is None else log_norms.contiguous().data_ptr(),
+        _address(log_norms),
         logits.shape[1],
         num_forbidden,
-        totals.data_ptr(),
+        _address(totals),
         num_segments,
         rows_each,
         k,
