@@ -1,9 +1,10 @@
-"""The sources of a lane's segments, in tables that keep one width for good and are never copied for a step.
+"""The sources of a lane's segments: where they lie, or in a table that keeps one width for good.
 
-A segment takes the next free entry when it joins; when one leaves, the last entry moves into its place, so that the
-live entries always stand together at the start of the table and a step sees them as one view. The width of a table is
-fixed, so what attention computes for a segment depends on its own length only, never on its neighbours'. What stands
-in an entry behind its own source is finite and masked; nobody copies it.
+The kernels look a source up wherever it lies (`SourceList`). Torch's operations want a table (`SourceTable`), which is
+never copied for a step: a segment takes the next free entry when it joins; when one leaves, the last entry moves into
+its place, so that the live entries always stand together at the start of the table and a step sees them as one view.
+The width of a table is fixed, so what attention computes for a segment depends on its own length only, never on its
+neighbours'. What stands in an entry behind its own source is finite and masked; nobody copies it.
 
 Shape letters: R live entries, S the table's width, K rows an entry.
 """
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.network.decoder import Memory
+from model.network.kernels import ScatteredMemory
+from model.network.native_decoder import scattered_memory
 
 _FIRST_CAPACITY = 8
 _OF_TOKENS = (0, 1)  # keys and values; a mask is moved whole
@@ -28,6 +32,31 @@ def width_for(num_src: int) -> int:
         if num_src <= width:
             return width
     return -(-num_src // _WIDTHS[-1]) * _WIDTHS[-1]
+
+
+class SourceList:
+    """Memories of R segments where they lie. Interface and arguments are those of `SourceTable`."""
+
+    def __init__(self, width: int, rows_each: int) -> None:
+        nothing = np.empty(0, dtype=np.int64)
+        self._memory = ScatteredMemory(nothing, nothing, nothing, width, rows_each, [])
+
+    def add(self, memory: Memory, entries: Sequence[int], lens: Sequence[int]) -> None:
+        have = self._memory
+        new = scattered_memory(memory, np.array(entries), np.array(lens))
+        keys, values, all_lens = (
+            np.concatenate(pair) for pair in ((have.keys, new.keys), (have.values, new.values), (have.lens, new.lens))
+        )
+        kept = [*have.kept, *[memory] * len(entries)]
+        self._memory = ScatteredMemory(keys, values, all_lens, have.width, have.rows_each, kept)
+
+    def keep(self, order: Sequence[int]) -> None:
+        have, at = self._memory, np.array(order, dtype=np.int64)
+        kept = [have.kept[i] for i in order]
+        self._memory = ScatteredMemory(have.keys[at], have.values[at], have.lens[at], have.width, have.rows_each, kept)
+
+    def memory(self) -> ScatteredMemory:
+        return self._memory
 
 
 class SourceTable:

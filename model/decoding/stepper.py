@@ -36,7 +36,7 @@ from model.decoding.lane import Absorbed, LaneSearch, LiveSegment
 from model.decoding.sampling import SamplingSearch
 from model.decoding.scoring import ForcedSearch
 from model.decoding.search import Finish, SearchOptions, SegmentResult
-from model.decoding.sources import SourceTable, width_for
+from model.decoding.sources import SourceList, SourceTable, width_for
 from model.network.decoder import Memory
 from model.network.inference import InferenceNetwork
 from model.network.recurrent import State
@@ -66,7 +66,7 @@ class _Lane:
 
     key: _LaneKey
     search: LaneSearch
-    sources: SourceTable
+    sources: SourceTable | SourceList
     parked: list[Tensor] = field(default_factory=list)  # [P, ...] of each part of the state
 
     def park(self, state: Sequence[Tensor], rows: Sequence[int], slots: Sequence[int]) -> None:
@@ -175,7 +175,9 @@ class StepDecoder:
         for key, entries in arrivals.items():
             lane = self._lanes.get(key)
             if lane is None:
-                lane = _Lane(key, STAGES[key.stage](key.num_rows, self._device), SourceTable(key.width, key.num_rows))
+                sources = SourceList if self._network.looks_up_anywhere else SourceTable
+                search = STAGES[key.stage](key.num_rows, self._device)
+                lane = _Lane(key, search, sources(key.width, key.num_rows))
                 self._lanes[key] = lane
             segments = [journeys[i].segment for i in entries]
             lane.sources.add(memory, entries, [segment.num_src for segment in segments])

@@ -22,14 +22,15 @@ Shape letters: B batch, N live rows, S source length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.network.decoder import Memory
-from model.network.kernels import LANES, library
-from model.network.native_decoder import NativeDecoder
+from model.network.kernels import LANES, ScatteredMemory, library
+from model.network.native_decoder import NativeDecoder, looks_up_anywhere
 from model.network.native_encoder import NativeEncoder
 from model.network.packed import PACKED
 from model.network.packed_decoder import PackedDecoder, StepOutput
@@ -64,11 +65,16 @@ class InferenceNetwork:
         self.is_native = is_native and precision == "int8" and is_on_cpu and can_be_native(network.config)
         with torch.inference_mode():
             if self.is_native:
-                self._native_encoder = NativeEncoder(network)
+                self._native_encoder = NativeEncoder(network, leaves_gaps=looks_up_anywhere(network.decoder))
                 self._native_decoder = NativeDecoder(network.decoder, self._native_encoder.bound)
             else:
                 self._encoder = PackedEncoder(network, linear)
                 self._decoder = PackedDecoder(network.decoder, linear, self._encoder.bound)
+
+    @property
+    def looks_up_anywhere(self) -> bool:
+        """Whether sources may stay where `encode` put them: else a step wants them in one table."""
+        return self.is_native and self._native_decoder.looks_up_anywhere
 
     @torch.inference_mode()
     def encode(self, src_ids: Tensor, src_lens: Sequence[int]) -> tuple[Memory, State]:
@@ -81,13 +87,19 @@ class InferenceNetwork:
         return self._decoder.memory(outputs, last_states, lens), self._decoder.init_state(last_states)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, state: State, memories: Sequence[Memory], parents: Tensor | None = None) -> StepOutput:
+    def step(
+        self,
+        ids: Tensor,
+        state: State,
+        memories: Sequence[Memory | ScatteredMemory],
+        parents: Tensor | None = None,
+    ) -> StepOutput:
         """One token for every live row.
 
         Args:
             ids: [N] int64, the last token of each row (`<bos>` at first).
             state: tensors [M, ...], as `encode` or the last `step` returned them.
-            memories: the source sentences of the rows, in their order.
+            memories: the source sentences of the rows, in their order; scattered where `looks_up_anywhere`.
             parents: [N] int64, the row of the state that each row goes on from; -1 for a dead row, for which anything
                 may come back. None where each goes on from itself. Rows may have one in common, as in a beam: the
                 kernels compute its share once.
@@ -97,4 +109,4 @@ class InferenceNetwork:
         if parents is not None:
             alive = parents.clamp(min=0)
             state = tuple(part.index_select(0, alive) for part in state)
-        return self._decoder.step(ids, state, memories)
+        return self._decoder.step(ids, state, cast(Sequence[Memory], memories))

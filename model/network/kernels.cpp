@@ -514,17 +514,14 @@ inline void Softmax(float* weights, int64_t length, int64_t width) {
     }
 }
 
-// R sources, each with K neighbouring rows that look it up, the first of them row `first`.
+// R sources, each with K neighbouring rows that look it up, the first of all rows `first`. Each lies where it lies.
 struct Sources {
-    const float* keys;      // [R, S, A]
-    const float* values;    // [R, S, M]
-    const uint8_t* mask;    // [R, S]: 1 for the positions that there are, which come first
-    int64_t num_entries, first, rows_each, width, key_dim, memory_dim;
-
-    int64_t length(int64_t entry) const {
-        const void* end = std::memchr(mask + entry * width, 0, width);
-        return end ? static_cast<const uint8_t*>(end) - (mask + entry * width) : width;
-    }
+    const float* const* keys;    // [R], each [·, A]
+    const float* const* values;  // [R], each [·, M]
+    const int64_t* lens;         // [R]
+    int64_t num_entries, first, rows_each;
+    int64_t width;               // S, of the weights
+    int64_t key_dim, memory_dim;
 };
 
 constexpr int64_t kPositions = 64;  // of a source that one thread scores at a time
@@ -533,21 +530,22 @@ constexpr int64_t kColumns = 4 * kLanes;
 // A long source is shared by all threads: they score some positions each, and then sum up some columns each.
 void Attend(
     const Sources& sources, const Rows& rows, const float* queries, uint8_t* contexts, float factor, float* weights) {
-    const auto [keys, values, mask, num_entries, first, rows_each, width, key_dim, memory_dim] = sources;
+    const auto [keys, values, lens, num_entries, first, rows_each, width, key_dim, memory_dim] = sources;
     const auto for_rows = [&](int64_t entry, auto&& each) {
         for (int64_t k = 0; k < rows_each; ++k) {
             const int64_t row = entry * rows_each + k;
             if (!rows.is_there || rows.is_there[first + row]) each(row);
         }
     };
-    const int64_t num_pieces = (width + kPositions - 1) / kPositions;
+    int64_t longest = 0;
+    for (int64_t entry = 0; entry < num_entries; ++entry) longest = std::max(longest, lens[entry]);
+    const int64_t num_pieces = (longest + kPositions - 1) / kPositions;
 #pragma omp for schedule(dynamic, 4)
     for (int64_t task = 0; task < num_entries * num_pieces; ++task) {
         const int64_t entry = task / num_pieces, start = task % num_pieces * kPositions;
-        const int64_t length = sources.length(entry);
-        const int64_t end = length < start + kPositions ? length : start + kPositions;
+        const int64_t end = std::min(lens[entry], start + kPositions);
         for (int64_t s = start; s < end; ++s) {
-            const float* key = keys + (entry * width + s) * key_dim;
+            const float* key = keys[entry] + s * key_dim;
             for_rows(entry, [&](int64_t row) {
                 weights[row * width + s] = Dot(queries + (first + row) * key_dim, key, key_dim);
             });
@@ -555,20 +553,18 @@ void Attend(
     }
 #pragma omp for schedule(dynamic, 16)
     for (int64_t entry = 0; entry < num_entries; ++entry) {
-        const int64_t length = sources.length(entry);
-        for_rows(entry, [&](int64_t row) { Softmax(weights + row * width, length, width); });
+        for_rows(entry, [&](int64_t row) { Softmax(weights + row * width, lens[entry], width); });
     }
     const int64_t num_columns = (memory_dim + kColumns - 1) / kColumns;
-    const int at_once = static_cast<int>(width > kPositions ? 1 : num_columns);
+    const int at_once = static_cast<int>(longest > kPositions ? 1 : num_columns);
 #pragma omp for schedule(dynamic, at_once)
     for (int64_t task = 0; task < num_entries * num_columns; ++task) {
         const int64_t entry = task / num_columns, column = task % num_columns * kColumns;
-        const int64_t length = sources.length(entry);
         const int num = static_cast<int>(memory_dim - column >= kColumns ? 4 : (memory_dim - column) / kLanes);
-        const float* value = values + entry * width * memory_dim + column;
+        const float* value = values[entry] + column;
         for_rows(entry, [&](int64_t row) {
             __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-            for (int64_t s = 0; s < length; ++s) {
+            for (int64_t s = 0; s < lens[entry]; ++s) {
                 const __m512 w = _mm512_set1_ps(weights[row * width + s]);
                 const float* from = value + s * memory_dim;
                 for (int j = 0; j < num; ++j) {
@@ -832,10 +828,10 @@ void recurra_read(
 
 // Looks up queries [N, A] -> contexts as bytes [N, M], and weights [R · K, S] of these sources' rows.
 void recurra_attend(
-    Work* work, const float* queries, const float* keys, const float* values, const uint8_t* mask, int64_t num_entries,
-    int64_t first, int64_t rows_each, int64_t width, int64_t key_dim, int64_t memory_dim, uint8_t* contexts,
-    float factor, float* weights) {
-    const Sources sources{keys, values, mask, num_entries, first, rows_each, width, key_dim, memory_dim};
+    Work* work, const float* queries, const float* const* keys, const float* const* values, const int64_t* lens,
+    int64_t num_entries, int64_t first, int64_t rows_each, int64_t width, int64_t key_dim, int64_t memory_dim,
+    uint8_t* contexts, float factor, float* weights) {
+    const Sources sources{keys, values, lens, num_entries, first, rows_each, width, key_dim, memory_dim};
     work->operations.push_back([=, &rows = work->rows] { Attend(sources, rows, queries, contexts, factor, weights); });
 }
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,6 +217,30 @@ class Input(NamedTuple):
     is_parents: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class ScatteredMemory:
+    """What attention looks up of R sources, each where it lies: nobody copies it into a table.
+
+    Attributes:
+        keys, values: [R] int64, the addresses of float32 [·, A] and [·, M].
+        lens: [R] int64, tokens of each.
+        width: S, of the attention that comes back; no source is longer.
+        rows_each: K.
+        kept: what the addresses point into.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    lens: np.ndarray
+    width: int
+    rows_each: int
+    kept: Sequence[object]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lens) * self.rows_each
+
+
 class Work:
     """Operations over N rows that wait to be done together. Of one thread; what they return is filled by `run`.
 
@@ -338,45 +364,33 @@ class Work:
             _address(floats),
         )
 
-    def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        rows_each: int,
-        contexts: Tensor,
-        first: int,
-        bound: float,
-    ) -> Tensor:
-        """Dot-product attention of K neighbouring rows an entry: score = qᵀ k, softmax, weighted sum of the values.
+    def attend(self, queries: Tensor, memory: ScatteredMemory, contexts: Tensor, first: int, bound: float) -> Tensor:
+        """Dot-product attention of K neighbouring rows a source: score = qᵀ k, softmax, weighted sum of the values.
 
         Args:
             queries: [N, A].
-            keys, values: [R, S, A] and [R, S, M].
-            mask: [R, S], True for the first positions, which are valid.
-            rows_each: K.
+            memory: R sources.
             contexts: [N, M] uint8; those of the R · K rows are filled with the context over `bound`.
             first: the first of these rows.
 
         Returns:
             Their weights [R · K, S].
         """
-        num_entries, width, key_dim = keys.shape
-        weights = torch.empty(num_entries * rows_each, width)
-        self._kept += [queries, keys, values, mask, contexts, weights]
+        num_entries = len(memory.lens)
+        weights = torch.empty(memory.num_rows, memory.width)
+        self._kept += [queries, memory, contexts, weights]
         self._library.short.recurra_attend(
             self._address,
             queries.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            mask.data_ptr(),
+            memory.keys.ctypes.data,
+            memory.values.ctypes.data,
+            memory.lens.ctypes.data,
             num_entries,
             first,
-            rows_each,
-            width,
-            key_dim,
-            values.shape[2],
+            memory.rows_each,
+            memory.width,
+            queries.shape[1],
+            contexts.shape[1],
             contexts.data_ptr(),
             127 / bound,
             weights.data_ptr(),

@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.network.attention import DotAttention
 from model.network.decoder import Decoder, Memory
-from model.network.kernels import Affine, Input, Work, dequantize, quantize
+from model.network.kernels import Affine, Input, ScatteredMemory, Work, dequantize, quantize
 from model.network.native_cell import TANH_FACTOR, NativeCell
 from model.network.native_encoder import Encoded
 from model.network.packed import Fp32Linear
 from model.network.packed_decoder import StepOutput, look_up, pack_bridge, padded_output
 from model.network.recurrent import CELLS, Cell, State
 from model.network.token_scores import TokenScores
+
+
+def looks_up_anywhere(decoder: Decoder) -> bool:
+    """Whether a step takes a `ScatteredMemory`."""
+    return isinstance(decoder.attention, DotAttention) and not decoder.config.context_input
 
 
 class NativeDecoder:
@@ -34,6 +40,7 @@ class NativeDecoder:
         config = decoder.config
         self._config = config
         self._attention = decoder.attention
+        self.looks_up_anywhere = looks_up_anywhere(decoder)
         self._memory_bound = memory_bound
         self._num_states = CELLS[config.cell].num_states  # of the modules
         self._pack_attention()
@@ -97,7 +104,8 @@ class NativeDecoder:
         """The memory of B sentences of these lengths [B]; their reading is done then."""
         keys: Tensor | None = None
         if self._keys is not None:
-            keys = torch.zeros(encoded.outputs.shape[0] * encoded.outputs.shape[1], self._keys.num_outputs)
+            new = torch.empty if self.looks_up_anywhere else torch.zeros
+            keys = new(encoded.outputs.shape[0] * encoded.outputs.shape[1], self._keys.num_outputs)
             encoded.work.product_into(keys, encoded.positions, self._keys, [Input(encoded.bytes)])
         encoded.work.run()
         outputs = encoded.outputs
@@ -130,7 +138,9 @@ class NativeDecoder:
             state.append(torch.full((len(state[0]), self._config.readout_dim), 128, dtype=torch.uint8))
         return tuple(state)
 
-    def step(self, ids: Tensor, state: State, memories: Sequence[Memory], parents: Tensor | None = None) -> StepOutput:
+    def step(
+        self, ids: Tensor, state: State, memories: Sequence[Memory | ScatteredMemory], parents: Tensor | None = None
+    ) -> StepOutput:
         """ids [N] int64, the state and which of its rows each goes on from [N] (see `InferenceNetwork.step`)
         -> StepOutput."""
         config, ids = self._config, ids.contiguous()
@@ -150,7 +160,8 @@ class NativeDecoder:
             x = [Input(context)]
         elif config.context_input:
             assert table is not None
-            fixed = torch.cat([cast(Tensor, m.context).repeat_interleave(m.rows_each, dim=0) for m in memories])
+            contexts = [(cast(Tensor, cast(Memory, m).context), m.rows_each) for m in memories]
+            fixed = torch.cat([part.repeat_interleave(rows_each, dim=0) for part, rows_each in contexts])
             table = table.index_select(0, ids).add_(fixed[:, : table.shape[1]])
         has_rows = fixed is None
         new_state: list[Tensor] = []
@@ -195,7 +206,7 @@ class NativeDecoder:
         work: Work,
         state: Input,
         floats: Tensor | None,
-        memories: Sequence[Memory],
+        memories: Sequence[Memory | ScatteredMemory],
         parents: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Looks up the source.
@@ -222,15 +233,25 @@ class NativeDecoder:
         weights: list[Tensor] = []
         start = 0
         for memory in memories:
-            assert memory.keys is not None and memory.values is not None
             end = start + memory.num_rows
-            if isinstance(self._attention, DotAttention):
-                sources = (memory.keys, memory.values, memory.mask)
-                weight = work.attend(queries, *sources, memory.rows_each, contexts, start, self._memory_bound)
+            if self.looks_up_anywhere:
+                scattered = memory if isinstance(memory, ScatteredMemory) else scattered_memory(memory)
+                weight = work.attend(queries, scattered, contexts, start, self._memory_bound)
             else:
                 work.run()
-                context, weight = look_up(self._attention, queries[start:end], memory)
+                context, weight = look_up(self._attention, queries[start:end], cast(Memory, memory))
                 contexts[start:end] = quantize(context, self._memory_bound)
             weights.append(weight)
             start = end
         return contexts, tuple(weights)
+
+
+def scattered_memory(
+    memory: Memory, entries: np.ndarray | None = None, lens: np.ndarray | None = None
+) -> ScatteredMemory:
+    """Entries [R] of a memory where they lie, whose lengths are `lens` [R]; without them all, as its mask says."""
+    assert memory.keys is not None and memory.values is not None
+    entries = np.arange(memory.num_entries) if entries is None else entries
+    keys, values = (part.data_ptr() + entries * (4 * part.stride(0)) for part in (memory.keys, memory.values))
+    lens = memory.mask.sum(dim=1).numpy() if lens is None else lens
+    return ScatteredMemory(keys, values, lens, memory.mask.shape[1], memory.rows_each, [memory])

@@ -102,7 +102,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         work: over all P tokens.
-        outputs: [B, S, M] float32, zeros where there is no token.
+        outputs: [B, S, M] float32; where there is no token, zeros or, where nobody looks, anything.
         bytes: [P, M], the outputs of all tokens, and `positions` [P] where they stand in `outputs` laid out flat.
         last_states: of each layer, tensors [B, D·H], lowest first.
     """
@@ -115,9 +115,14 @@ class Encoded(NamedTuple):
 
 
 class NativeEncoder:
-    """Reads a batch of sentences without padding."""
+    """Reads a batch of sentences without padding.
 
-    def __init__(self, network: Seq2Seq) -> None:
+    Args:
+        leaves_gaps: nobody looks at outputs where there is no token.
+    """
+
+    def __init__(self, network: Seq2Seq, *, leaves_gaps: bool) -> None:
+        self._new = torch.empty if leaves_gaps else torch.zeros
         encoder = network.encoder
         self._config = network.config
         self._layers: list[_Layer] = []
@@ -144,7 +149,7 @@ class NativeEncoder:
             floats: Tensor | None = None
             places = batch.starts
             if is_top and not is_top_sum:
-                floats = outputs = torch.zeros(num_rows, width, layer.num_directions * layer.hidden_dim)
+                floats = outputs = self._new(num_rows, width, layer.num_directions * layer.hidden_dim)
                 places = batch.order * width
             elif self._config.residual:
                 floats = torch.empty(len(ids), layer.num_directions * layer.hidden_dim)
@@ -164,7 +169,7 @@ class NativeEncoder:
         if outputs is None:
             assert below is not None
             work.run()
-            outputs = torch.zeros(num_rows, width, below.shape[1])
+            outputs = self._new(num_rows, width, below.shape[1])
             outputs.view(num_rows * width, -1).index_copy_(0, batch.positions, below)
         return Encoded(work, outputs, read, batch.positions, last_states)
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.network.decoder import Memory
 from model.network.kernels import Affine, Input, Work, best_few, dequantize, library, quantize
 from model.network.native_cell import TANH_FACTOR, NativeCell
+from model.network.native_decoder import scattered_memory
 from model.network.recurrent import CELLS
 
 native = pytest.mark.skipif(library() is None, reason="needs the kernels, and a processor with AVX-512 VNNI")
@@ -101,7 +103,8 @@ def test_attention_is_softmax_and_weighted_sum(width: int) -> None:
     mask = torch.arange(width) < lens[:, None]
     contexts = torch.empty(num_rows, 80, dtype=torch.uint8)
     work = Work(num_rows)
-    weights = done(work, work.attend(queries, keys, values, mask, rows_each, contexts, first, 1.0))
+    memory = scattered_memory(Memory(keys, values, mask, None, rows_each))
+    weights = done(work, work.attend(queries, memory, contexts, first, 1.0))
     scores: Tensor = queries[first:].view(num_entries, rows_each, -1) @ keys.transpose(1, 2)
     expected = torch.where(mask[:, None], scores, float("-inf")).softmax(dim=-1)
     torch.testing.assert_close(weights, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
