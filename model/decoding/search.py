@@ -49,7 +49,7 @@ class SearchOptions:
             top_p of the probability (Holtzman et al. 2020).
         seed: of `sample`; the same seed gives the same translation. None draws one.
         stop_when: a beam ends `proven` once no live hypothesis could score higher than the result, however long it may
-            get; `likely`, once none could that grows by a quarter and two tokens; `k_ended`, once k hypotheses have
+            get; `likely`, once none could that grows by a tenth and three tokens; `k_ended`, once k hypotheses have
             ended (first come, first served: Kasai et al. 2022, "A Call for Clarity in Beam Search").
         max_nodes: nodes that `exact` may extend before it gives up proving.
         wants_tree: `beam`, and `exact` of the beam it begins with, also return every node that the beam looked at.
