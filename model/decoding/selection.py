@@ -13,6 +13,8 @@ Shape letters: N rows, W width, k values wanted, R segments, K rows a segment, V
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,12 +30,11 @@ def best_of(scores: TokenScores) -> tuple[np.ndarray, np.ndarray]:
         return best[:, 0], best_tokens[:, 0]
     log_probs = scores.log_probs()
     if not scores.is_in_blocks:
-        values, tokens = log_probs.max(dim=1)
-        return _numbers(values), _numbers(tokens)
+        return _numbers(*log_probs.max(dim=1))
     block = scores.peaks().argmax(dim=1)  # [N]
     index = block[:, None, None].expand(-1, 1, BLOCK)
     values, at = log_probs.view(len(scores), -1, BLOCK).gather(1, index).squeeze(1).max(dim=1)  # of [N, 64]
-    return _numbers(values), _numbers(at.add_(block, alpha=BLOCK))
+    return _numbers(values, at.add_(block, alpha=BLOCK))
 
 
 def top_of_beams(scores: TokenScores, totals: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,8 +51,7 @@ def top_of_beams(scores: TokenScores, totals: np.ndarray, k: int) -> tuple[np.nd
     so_far = torch.from_numpy(totals)
     if _has_kernels(scores):
         return _by_kernels(scores, so_far, k)
-    found = _top_by_operations(scores, so_far.to(scores.logits.device), k)
-    return _numbers(found[0]), _numbers(found[1]), _numbers(found[2])
+    return _numbers(*_top_by_operations(scores, so_far.to(scores.logits.device), k))
 
 
 def _top_by_operations(scores: TokenScores, totals: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,9 +74,12 @@ def _top_by_operations(scores: TokenScores, totals: Tensor, k: int) -> tuple[Ten
     return values, rows.gather(1, block), tokens
 
 
-def _numbers(tensor: Tensor) -> np.ndarray:
-    numbers: np.ndarray = tensor.cpu().numpy()
-    return numbers
+def _numbers(*tensors: Tensor) -> tuple[Any, ...]:
+    """Tensors of one shape as arrays. From a GPU they come in one piece: the only thing that a step waits for."""
+    if tensors[0].is_cpu:
+        return tuple(tensor.numpy() for tensor in tensors)
+    together = torch.stack([tensor.double() for tensor in tensors]).cpu()
+    return tuple(part.to(tensor.dtype).numpy() for part, tensor in zip(together, tensors, strict=True))
 
 
 def _has_kernels(scores: TokenScores) -> bool:

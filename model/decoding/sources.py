@@ -12,6 +12,7 @@ Shape letters: R live entries, S the table's width, K rows an entry.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -134,7 +135,13 @@ class SourceTable:
     def memory(self) -> Memory:
         """The live entries, as views."""
         if self._live is None:
-            keys, values, mask, context = (None if part is None else part[: len(self._lens)] for part in self._parts)
-            assert mask is not None
-            self._live = Memory(keys, values, mask, context, self._rows_each)
+            table = _memory(self._parts, self._rows_each)
+            live = _memory([None if part is None else part[: len(self._lens)] for part in self._parts], self._rows_each)
+            self._live = replace(live, table=table)
         return self._live
+
+
+def _memory(parts: Sequence[Tensor | None], rows_each: int) -> Memory:
+    keys, values, mask, context = parts
+    assert mask is not None
+    return Memory(keys, values, mask, context, rows_each)

@@ -44,6 +44,8 @@ from model.network.recurrent import State
 # Segments encoded as one batch: a larger one does not stay in the processor's caches, and takes a fifth longer a token.
 _ENCODE_SEGMENTS = 128
 
+_MAX_SPARE_TABLES = 8
+
 STAGES: dict[str, type[LaneSearch]] = {
     "greedy": GreedySearch,
     "beam": BeamSearch,
@@ -111,6 +113,7 @@ class StepDecoder:
         self._device = network.device
         self.max_rows = max_rows
         self._lanes: dict[_LaneKey, _Lane] = {}
+        self._spare_tables: dict[_LaneKey, SourceTable] = {}  # of lanes that may come again: graphs are over them
         self._state: State = ()  # tensors [M, ...]
         self._ids = np.zeros(0, dtype=np.int64)  # [N], the last token of each row
         # [N], the row of the state that each goes on from, -1 for a dead row; None where each goes on from itself.
@@ -175,9 +178,7 @@ class StepDecoder:
         for key, entries in arrivals.items():
             lane = self._lanes.get(key)
             if lane is None:
-                sources = SourceList if self._network.looks_up_anywhere else SourceTable
-                search = STAGES[key.stage](key.num_rows, self._device)
-                lane = _Lane(key, search, sources(key.width, key.num_rows))
+                lane = _Lane(key, STAGES[key.stage](key.num_rows, self._device), self._sources(key))
                 self._lanes[key] = lane
             segments = [journeys[i].segment for i in entries]
             lane.sources.add(memory, entries, [segment.num_src for segment in segments])
@@ -198,6 +199,11 @@ class StepDecoder:
         self._state = tuple(torch.cat(pair) for pair in zip(self._state, state, strict=True)) if self._state else state
         self._ids, self._parents = np.concatenate(id_pieces), np.concatenate(parent_pieces)
         self._num_rows = len(self._ids)
+
+    def _sources(self, key: _LaneKey) -> SourceTable | SourceList:
+        if self._network.looks_up_anywhere:
+            return SourceList(key.width, key.num_rows)
+        return self._spare_tables.pop(key, None) or SourceTable(key.width, key.num_rows)
 
     def _all_parents(self) -> np.ndarray:
         return np.arange(self._num_rows) if self._parents is None else self._parents
@@ -222,8 +228,8 @@ class StepDecoder:
             return []
         lanes = list(self._lanes.values())
         memories = [lane.sources.memory() for lane in lanes]
-        ids = torch.from_numpy(self._ids).to(self._device)
-        parents = None if self._parents is None else torch.from_numpy(self._parents).to(self._device)
+        ids = torch.from_numpy(self._ids)
+        parents = None if self._parents is None else torch.from_numpy(self._parents)
         scores, state, attention = self._network.step(ids, self._state, memories, parents)
         absorbed: list[Absorbed] = []
         start = 0
@@ -306,7 +312,11 @@ class StepDecoder:
 
     def _drop_empty_lanes(self) -> None:
         for key in [key for key, lane in self._lanes.items() if not lane.search.segments]:
-            del self._lanes[key]
+            sources = self._lanes.pop(key).sources
+            if self._network.is_graphed and isinstance(sources, SourceTable):
+                self._spare_tables[key] = sources
+        for key in list(self._spare_tables)[:-_MAX_SPARE_TABLES]:
+            del self._spare_tables[key]
 
     def _find(self, handle: int) -> tuple[_Lane, int]:
         for lane in self._lanes.values():

@@ -35,6 +35,7 @@ class Memory:
         mask: [R, S] bool, True = valid.
         context: [R, C], the fixed context for every input (Cho et al. 2014); None unless the model asks for it.
         rows_each: K, live rows of each entry: a beam's rows share one entry.
+        table: what these are the first entries of, with room for more; None where they stand alone.
     """
 
     keys: Tensor | None
@@ -42,6 +43,7 @@ class Memory:
     mask: Tensor
     context: Tensor | None
     rows_each: int = 1
+    table: Memory | None = None
 
     @property
     def num_entries(self) -> int:

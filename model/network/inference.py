@@ -10,6 +10,7 @@ What is different from the modules, and why:
     no padding    the encoder runs over sentences sorted by length: step t holds those that are longer than t, and no
                   mask is needed (the layout of torch's packed sequences)
     few shapes    the number of rows is filled up to one of a few, for which the products are compiled: `padded_rows`
+    graphs        on a GPU a step is one graph over the tables of all sources: step_graphs.py
     rows alone    no row's result depends on its company: see packed.py for the products; attention's are made for at
                   least two sentences, because the kernel for one adds in another order
 
@@ -37,6 +38,7 @@ from model.network.packed_decoder import PackedDecoder, StepOutput
 from model.network.packed_encoder import PackedEncoder
 from model.network.recurrent import State
 from model.network.seq2seq import Seq2Seq
+from model.network.step_graphs import StepGraphs
 
 
 def can_be_native(config: ModelConfig) -> bool:
@@ -54,9 +56,17 @@ class InferenceNetwork:
         network: in evaluation mode, float32. Its weights are copied; it is not needed afterwards.
         precision: `fp32`, `bf16` or `int8` (on a CPU).
         is_native: for `int8`, False keeps to torch's own operations.
+        is_graphed: steps are made over whole tables, on a GPU as one graph each (step_graphs.py); None for: on a GPU.
     """
 
-    def __init__(self, network: Seq2Seq, precision: str = "fp32", *, is_native: bool = True) -> None:
+    def __init__(
+        self,
+        network: Seq2Seq,
+        precision: str = "fp32",
+        *,
+        is_native: bool = True,
+        is_graphed: bool | None = None,
+    ) -> None:
         linear = PACKED[precision]
         self.config = network.config
         self.precision = precision
@@ -70,6 +80,8 @@ class InferenceNetwork:
             else:
                 self._encoder = PackedEncoder(network, linear)
                 self._decoder = PackedDecoder(network.decoder, linear, self._encoder.bound)
+        self.is_graphed = not self.is_native and (not is_on_cpu if is_graphed is None else is_graphed)
+        self._graphs = StepGraphs(self._decoder.step) if self.is_graphed else None
 
     @property
     def looks_up_anywhere(self) -> bool:
@@ -97,16 +109,19 @@ class InferenceNetwork:
         """One token for every live row.
 
         Args:
-            ids: [N] int64, the last token of each row (`<bos>` at first).
+            ids: [N] int64 on the CPU, the last token of each row (`<bos>` at first).
             state: tensors [M, ...], as `encode` or the last `step` returned them.
             memories: the source sentences of the rows, in their order; scattered where `looks_up_anywhere`.
-            parents: [N] int64, the row of the state that each row goes on from; -1 for a dead row, for which anything
-                may come back. None where each goes on from itself. Rows may have one in common, as in a beam: the
-                kernels compute its share once.
+            parents: [N] int64 on the CPU, the row of the state that each row goes on from; -1 for a dead row, for which
+                anything may come back. None where each goes on from itself. Rows may have one in common, as in a beam:
+                the kernels compute its share once.
         """
         if self.is_native:
             return self._native_decoder.step(ids, state, memories, parents)
+        tables = cast(Sequence[Memory], memories)
+        if self._graphs is not None and all(memory.table is not None for memory in tables):
+            return self._graphs(ids, state, tables, parents)
         if parents is not None:
-            alive = parents.clamp(min=0)
+            alive = parents.clamp(min=0).to(self.device)
             state = tuple(part.index_select(0, alive) for part in state)
-        return self._decoder.step(ids, state, cast(Sequence[Memory], memories))
+        return self._decoder.step(ids.to(self.device), state, tables)

@@ -18,7 +18,7 @@ from model.network.seq2seq import Seq2Seq
 VOCAB = 37
 
 
-def small_network(preset: str = "small", precision: str = "fp32") -> InferenceNetwork:
+def small_network(preset: str = "small", precision: str = "fp32", **how: bool) -> InferenceNetwork:
     torch.manual_seed(3)
     narrow = {"embedding_dim": 64, "encoder_dim": 64, "decoder_dim": 128, "attention_dim": 64, "readout_dim": 64}
     if preset == "cho2014" or preset == "sutskever2014":
@@ -27,7 +27,7 @@ def small_network(preset: str = "small", precision: str = "fp32") -> InferenceNe
     network = Seq2Seq(config).eval()
     with torch.no_grad():  # peaked enough that hypotheses differ and end
         network.decoder.output.bias.normal_(std=1.5)
-    return InferenceNetwork(network, precision)
+    return InferenceNetwork(network, precision, **how)
 
 
 def sources(count: int) -> list[list[int]]:
@@ -176,3 +176,40 @@ def test_a_cancelled_segment_frees_its_rows_and_disturbs_nobody() -> None:
         results.update(decoder.step())
     assert set(results) == {handles[0], handles[2]}
     assert ids_of(results[handles[2]]) == ids_of(run(StepDecoder(network), [(third, options)])[0])
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("precision", sorted(PACKED))
+def test_steps_over_whole_tables_give_the_same(preset: str, precision: str) -> None:
+    """What a GPU does with graphs, here without one: the same rows in a larger table, whatever joins and leaves."""
+    searches = [
+        SearchOptions(search="greedy", k=1, max_length=12),
+        SearchOptions(k=3, max_length=14, coverage_penalty=0.1),
+        SearchOptions(search="exact", k=2, max_length=6, max_nodes=30),
+        SearchOptions(search="sample", k=4, n_best=4, seed=3, max_length=9),
+        SearchOptions(k=2, max_length=10, wants_attention=True),
+    ]
+    segments = [(ids, searches[i % len(searches)]) for i, ids in enumerate(sources(23))]
+    plain = StepDecoder(small_network(preset, precision, is_native=False))
+    network = small_network(preset, precision, is_native=False, is_graphed=True)
+    found: list[list[SegmentResult]] = []
+    for decoder in (plain, StepDecoder(network)):
+        handles: list[int] = []
+        results: dict[int, SegmentResult] = {}
+        for start in range(0, len(segments), 4):  # the next come while those before them are at work
+            handles += decoder.add(segments[start : start + 4])
+            for _ in range(3):
+                results.update(decoder.step())
+        while decoder.num_segments:
+            results.update(decoder.step())
+        found.append([results[handle] for handle in handles])
+    assert found[0] == found[1]
+    assert network._graphs is not None and 1 < len(network._graphs) <= 32
+
+
+def test_a_table_that_comes_again_is_the_same_graph() -> None:
+    network = small_network(is_native=False, is_graphed=True)
+    decoder = StepDecoder(network)
+    for _ in range(3):
+        run(decoder, [(ids, SearchOptions(k=3, max_length=8)) for ids in sources(5)])
+    assert network._graphs is not None and len(network._graphs) == 1
