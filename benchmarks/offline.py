@@ -1,6 +1,7 @@
 """Sentences a second of a checkpoint over a file, for each precision, search and size of the table.
 
     python -m benchmarks.offline checkpoints/en-fr sentences.txt
+    python -m benchmarks.offline CHECKPOINT sentences.txt --peers FOLDER    # also OpenNMT-py, in the same run
 
 The last columns say how much of the machine a decode step reaches: its own products (2 · weights · rows) a second,
 beside what one large product of the same precision and as many rows reaches in the same run.
@@ -15,10 +16,13 @@ import torch
 import typer
 
 from benchmarks.machine import describe, median_seconds
+from benchmarks.peers import opennmt_rate
 from model.decoding.offline import decode_all
 from model.decoding.search import SearchOptions
 from model.network.packed import PACKED
 from model.translator import Translator
+
+_PEER_BATCH = 64  # where it is fastest
 
 
 def main(
@@ -30,17 +34,33 @@ def main(
         str, typer.Option(help="Sizes of the table, separated by commas; 0 for one sentence.")
     ] = "0,64,320",
     runs: int = 3,
+    peers: Annotated[Path | None, typer.Option(help="Folder with OpenNMT-py's venv, models and data.")] = None,
 ) -> None:
-    """Prints a Markdown table."""
+    """Prints a Markdown table. The peer runs before and after ours, and the mean of the two rates is its rate."""
     lines = sentences.read_text(encoding="utf-8").splitlines()
     print(f"{describe()}; {len(lines)} sentences, median of {runs}\n")
     print("| precision | k | rows | sentences/s | target tokens/s | step, rows/s | of the product rate |")
     print("|---|---|---|---|---|---|---|")
+    cases = [(k, num_rows) for k in map(int, widths.split(",")) for num_rows in map(int, rows.split(","))]
+    theirs = [_theirs(peers, cases, runs)] if peers else []
     for precision in precisions.split(","):
         translator = Translator.load(checkpoint, precision=precision)
-        for k in map(int, widths.split(",")):
-            for num_rows in map(int, rows.split(",")):
-                print(_line(translator, lines, k, num_rows, runs), flush=True)
+        for k, num_rows in cases:
+            print(_line(translator, lines, k, num_rows, runs), flush=True)
+    if peers:
+        theirs.append(_theirs(peers, cases, runs))
+        for case in theirs[0]:
+            k, batch = case
+            rates = [rate[case] for rate in theirs]
+            print(
+                f"| OpenNMT-py, fp32 | {k} | batch of {batch} | {sum(rates) / 2:.1f} ({rates[0]:.1f}, {rates[1]:.1f}) |"
+            )
+
+
+def _theirs(peers: Path, cases: list[tuple[int, int]], runs: int) -> dict[tuple[int, int], float]:
+    """Sentences a second by beam and batch: of one, and of its best."""
+    wanted = sorted({(k, _PEER_BATCH if num_rows else 1) for k, num_rows in cases})
+    return {(k, batch): opennmt_rate(peers, beam=k, batch=batch, runs=runs) for k, batch in wanted}
 
 
 def _line(translator: Translator, lines: list[str], k: int, num_rows: int, runs: int) -> str:
