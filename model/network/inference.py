@@ -75,7 +75,7 @@ class InferenceNetwork:
         self.is_native = is_native and precision == "int8" and is_on_cpu and can_be_native(network.config)
         with torch.inference_mode():
             if self.is_native:
-                self._native_encoder = NativeEncoder(network, leaves_gaps=looks_up_anywhere(network.decoder))
+                self._native_encoder = NativeEncoder(network, is_looked_up=looks_up_anywhere(network.decoder))
                 self._native_decoder = NativeDecoder(network.decoder, self._native_encoder.bound)
             else:
                 self._encoder = PackedEncoder(network, linear)

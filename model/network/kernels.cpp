@@ -122,6 +122,20 @@ inline __m128i Quantize(__m512 x, __m512 factor) {
     return _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512()));
 }
 
+// Floats as bf16, to the nearest, ties to even.
+inline void StoreHalves(uint16_t* to, __m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
+    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+}
+
+inline __m512 LoadHalves(const uint16_t* from) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
 inline void StoreBytes(uint8_t* to, __m128i bytes) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes); }
 
 // Adds the products of R rows with one input's groups of a panel: gate g to sum g, but the last gate to sum `Last`.
@@ -214,8 +228,9 @@ struct Block {
 enum Finish { kPlain = 0, kTanh = 1, kLogits = 2 };
 
 struct ProductOut {
-    float* floats;         // [N, outputs]
-    const int64_t* places;  // row n of the floats is places[n]; or null
+    float* floats;         // [N, outputs]; or null
+    uint16_t* halves;      // the same in bf16; or null
+    const int64_t* places;  // row n of either is places[n]; or null
     uint8_t* bytes;        // [N, outputs], of kTanh
     float* peaks;          // [N, panels], of kLogits: the largest of each panel
     float* masses;         // [N, panels], of kLogits: Σ exp(logit - peak)
@@ -253,6 +268,8 @@ inline void ProductTile(
             if (added.table) y[g] = _mm512_add_ps(y[g], _mm512_loadu_ps(added.row(n) + first + g * kLanes));
             if (F == kTanh) {
                 StoreBytes(out.bytes + at + g * kLanes, Quantize(Tanh(y[g]), _mm512_set1_ps(127.0f)));
+            } else if (out.halves) {
+                StoreHalves(out.halves + at + g * kLanes, y[g]);
             } else {
                 _mm512_storeu_ps(out.floats + at + g * kLanes, y[g]);
             }
@@ -307,6 +324,9 @@ struct CellOut {
     float* floats;           // h, row n at floats + places[n] · float_stride; or null
     const int64_t* places;
     int64_t float_stride;
+    uint16_t* halves;        // h in bf16, row n at halves + half_places[n] · half_stride; or null
+    const int64_t* half_places;
+    int64_t half_stride;
     uint8_t* copies;         // h in bytes once more, row n at copies + copy_places[n] · copy_stride; or null
     const int64_t* copy_places;
     int64_t copy_stride;
@@ -366,6 +386,7 @@ inline void CellTile(
         if (out.floats) {
             _mm512_storeu_ps(out.floats + (out.places ? out.places[n] : n) * out.float_stride + unit, h);
         }
+        if (out.halves) StoreHalves(out.halves + out.half_places[n] * out.half_stride + unit, h);
         if (out.copies) StoreBytes(out.copies + out.copy_places[n] * out.copy_stride + unit, bytes);
     }
 }
@@ -419,6 +440,7 @@ struct Batch {
 
 struct ReadOut {
     float* floats;           // [·, D · H] from `places`; or null
+    uint16_t* halves;        // the same in bf16; or null
     uint8_t* bytes;          // [tokens, D · H]
     float* last_h;           // [B, D · H]
     float* last_after;       // [B, D · H]: c of an LSTM; or null
@@ -459,6 +481,9 @@ void Read(
         cell.floats = out.floats ? out.floats + direction * hidden_dim : h;
         cell.places = out.floats ? at.data() + 2 * num_rows : nullptr;
         cell.float_stride = out.floats ? width : hidden_dim;
+        cell.halves = out.halves ? out.halves + direction * hidden_dim : nullptr;
+        cell.half_places = at.data() + 2 * num_rows;
+        cell.half_stride = width;
         cell.copies = out.bytes + direction * hidden_dim;
         cell.copy_places = at.data() + num_rows;
         cell.copy_stride = width;
@@ -480,14 +505,19 @@ void Read(
 
 // -- attention --------------------------------------------------------------------------------------------------------
 
-inline float Dot(const float* a, const float* b, int64_t size) {
+inline __m512 Load(const float* from) { return _mm512_loadu_ps(from); }
+inline __m512 Load(const uint16_t* from) { return LoadHalves(from); }
+
+// Keys and values are looked up as bf16 by one row, and by several as floats that they were turned into once.
+template <typename Key>
+inline float Dot(const float* a, const Key* b, int64_t size) {
     __m512 sum = _mm512_setzero_ps(), other = _mm512_setzero_ps();
     int64_t i = 0;
     for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-        sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), sum);
-        other = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + kLanes), _mm512_loadu_ps(b + i + kLanes), other);
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), Load(b + i), sum);
+        other = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + kLanes), Load(b + i + kLanes), other);
     }
-    if (i < size) sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), sum);
+    if (i < size) sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), Load(b + i), sum);
     return _mm512_reduce_add_ps(_mm512_add_ps(sum, other));
 }
 
@@ -516,8 +546,8 @@ inline void Softmax(float* weights, int64_t length, int64_t width) {
 
 // R sources, each with K neighbouring rows that look it up, the first of all rows `first`. Each lies where it lies.
 struct Sources {
-    const float* const* keys;    // [R], each [·, A]
-    const float* const* values;  // [R], each [·, M]
+    const uint16_t* const* keys;    // [R], each [·, A] in bf16
+    const uint16_t* const* values;  // [R], each [·, M] in bf16
     const int64_t* lens;         // [R]
     int64_t num_entries, first, rows_each;
     int64_t width;               // S, of the weights
@@ -537,6 +567,7 @@ void Attend(
             if (!rows.is_there || rows.is_there[first + row]) each(row);
         }
     };
+    static thread_local std::vector<float> floats;
     int64_t longest = 0;
     for (int64_t entry = 0; entry < num_entries; ++entry) longest = std::max(longest, lens[entry]);
     const int64_t num_pieces = (longest + kPositions - 1) / kPositions;
@@ -545,10 +576,19 @@ void Attend(
         const int64_t entry = task / num_pieces, start = task % num_pieces * kPositions;
         const int64_t end = std::min(lens[entry], start + kPositions);
         for (int64_t s = start; s < end; ++s) {
-            const float* key = keys[entry] + s * key_dim;
-            for_rows(entry, [&](int64_t row) {
-                weights[row * width + s] = Dot(queries + (first + row) * key_dim, key, key_dim);
-            });
+            const uint16_t* key = keys[entry] + s * key_dim;
+            const auto score = [&](const auto* as) {
+                for_rows(entry, [&](int64_t row) {
+                    weights[row * width + s] = Dot(queries + (first + row) * key_dim, as, key_dim);
+                });
+            };
+            if (rows_each == 1) {
+                score(key);
+            } else {
+                floats.resize(key_dim);
+                for (int64_t i = 0; i < key_dim; i += kLanes) _mm512_storeu_ps(floats.data() + i, LoadHalves(key + i));
+                score(static_cast<const float*>(floats.data()));
+            }
         }
     }
 #pragma omp for schedule(dynamic, 16)
@@ -561,21 +601,34 @@ void Attend(
     for (int64_t task = 0; task < num_entries * num_columns; ++task) {
         const int64_t entry = task / num_columns, column = task % num_columns * kColumns;
         const int num = static_cast<int>(memory_dim - column >= kColumns ? 4 : (memory_dim - column) / kLanes);
-        const float* value = values[entry] + column;
-        for_rows(entry, [&](int64_t row) {
-            __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-            for (int64_t s = 0; s < lens[entry]; ++s) {
-                const __m512 w = _mm512_set1_ps(weights[row * width + s]);
-                const float* from = value + s * memory_dim;
+        const uint16_t* value = values[entry] + column;
+        const auto sum_up = [&](const auto* as, int64_t stride) {
+            for_rows(entry, [&](int64_t row) {
+                __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+                for (int64_t s = 0; s < lens[entry]; ++s) {
+                    const __m512 w = _mm512_set1_ps(weights[row * width + s]);
+                    for (int j = 0; j < num; ++j) {
+                        sums[j] = _mm512_fmadd_ps(w, Load(as + s * stride + j * kLanes), sums[j]);
+                    }
+                }
                 for (int j = 0; j < num; ++j) {
-                    sums[j] = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + j * kLanes), sums[j]);
+                    uint8_t* to = contexts + (first + row) * memory_dim + column + j * kLanes;
+                    StoreBytes(to, Quantize(sums[j], _mm512_set1_ps(factor)));
+                }
+            });
+        };
+        if (rows_each == 1) {
+            sum_up(value, memory_dim);
+        } else {
+            floats.resize(lens[entry] * kColumns);
+            for (int64_t s = 0; s < lens[entry]; ++s) {
+                for (int j = 0; j < num; ++j) {
+                    float* to = floats.data() + s * kColumns + j * kLanes;
+                    _mm512_storeu_ps(to, LoadHalves(value + s * memory_dim + j * kLanes));
                 }
             }
-            for (int j = 0; j < num; ++j) {
-                uint8_t* to = contexts + (first + row) * memory_dim + column + j * kLanes;
-                StoreBytes(to, Quantize(sums[j], _mm512_set1_ps(factor)));
-            }
-        });
+            sum_up(static_cast<const float*>(floats.data()), kColumns);
+        }
     }
 }
 
@@ -759,9 +812,9 @@ void recurra_quantize(const float* x, int64_t stride, uint8_t* bytes, int64_t nu
 
 void recurra_product(
     Work* work, const Affine* affine, int finish, const Inputs* inputs, const float* table, const int64_t* ids,
-    int64_t stride, float* floats, const int64_t* places, uint8_t* bytes) {
+    int64_t stride, float* floats, uint16_t* halves, const int64_t* places, uint8_t* bytes) {
     const Added added{table, ids, stride};
-    const ProductOut out{floats, places, bytes, nullptr, nullptr, false};
+    const ProductOut out{floats, halves, places, bytes, nullptr, nullptr, false};
     work->operations.push_back([=, &rows = work->rows, inputs = *inputs] {
         if (finish == kTanh) {
             ProductOf<kTanh>(*affine, inputs, rows, added, out);
@@ -776,7 +829,7 @@ void recurra_logits(
     Work* work, const Affine* affine, const Inputs* inputs, float* logits, float* peaks, float* masses,
     float* log_norms) {
     const bool is_large = work->rows.num * affine->num_outputs > kLargeFloats;
-    const ProductOut out{logits, nullptr, nullptr, peaks, masses, is_large};
+    const ProductOut out{logits, nullptr, nullptr, nullptr, peaks, masses, is_large};
     work->operations.push_back([=, &rows = work->rows, inputs = *inputs] {
         ProductOf<kLogits>(*affine, inputs, rows, Added{}, out);
         const int64_t num_panels = affine->num_panels;
@@ -809,9 +862,10 @@ void recurra_cell(
 void recurra_read(
     Work* work, const Affine* const* directions, int kind, int64_t hidden_dim, int64_t num_directions, int is_reversed,
     const float* gates, const int64_t* gate_rows, const int64_t* lens, const int64_t* starts, const int64_t* places,
-    const int64_t* ranks, int64_t num_sentences, float* floats, uint8_t* bytes, float* last_h, float* last_after) {
+    const int64_t* ranks, int64_t num_sentences, float* floats, uint16_t* halves, uint8_t* bytes, float* last_h,
+    float* last_after) {
     const Batch batch{num_sentences, lens, starts, places, ranks};
-    const ReadOut out{floats, bytes, last_h, last_after};
+    const ReadOut out{floats, halves, bytes, last_h, last_after};
     const auto read = kind == kLstm ? Read<kLstm> : kind == kGru ? Read<kGru> : Read<kRnn>;
     work->operations.push_back([=] {
         const int64_t num_chunks = (omp_get_num_threads() + num_directions - 1) / num_directions;
@@ -828,7 +882,7 @@ void recurra_read(
 
 // Looks up queries [N, A] -> contexts as bytes [N, M], and weights [R · K, S] of these sources' rows.
 void recurra_attend(
-    Work* work, const float* queries, const float* const* keys, const float* const* values, const int64_t* lens,
+    Work* work, const float* queries, const uint16_t* const* keys, const uint16_t* const* values, const int64_t* lens,
     int64_t num_entries, int64_t first, int64_t rows_each, int64_t width, int64_t key_dim, int64_t memory_dim,
     uint8_t* contexts, float factor, float* weights) {
     const Sources sources{keys, values, lens, num_entries, first, rows_each, width, key_dim, memory_dim};

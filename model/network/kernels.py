@@ -63,7 +63,7 @@ _SHORT_CALLS: dict[str, tuple[Any, ...]] = {
     "recurra_drop_work": (_POINTER,),
     "recurra_product": (
         *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _COUNT),
-        *(_POINTER, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "recurra_logits": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "recurra_cell": (
@@ -72,7 +72,7 @@ _SHORT_CALLS: dict[str, tuple[Any, ...]] = {
     ),
     "recurra_read": (
         *(_POINTER, _POINTER, _INT, _COUNT, _COUNT, _INT, _POINTER, _POINTER),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "recurra_attend": (
         *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _COUNT, _COUNT),
@@ -222,7 +222,7 @@ class ScatteredMemory:
     """What attention looks up of R sources, each where it lies: nobody copies it into a table.
 
     Attributes:
-        keys, values: [R] int64, the addresses of float32 [·, A] and [·, M].
+        keys, values: [R] int64, the addresses of bfloat16 [·, A] and [·, M]: half the memory to be read in every step.
         lens: [R] int64, tokens of each.
         width: S, of the attention that comes back; no source is longer.
         rows_each: K.
@@ -274,19 +274,22 @@ class Work:
             added: [N, O] that are added, with ids [N] int64 rows of a table [·, O].
         """
         out = torch.empty(self._num_rows, affine.num_outputs)
-        self._product(affine, 0, x, added, ids, out, None, None)
+        self._product(affine, 0, x, added, ids, floats=out)
         return out
 
     def product_into(self, out: Tensor, places: Tensor, affine: Affine, x: Sequence[Input]) -> None:
-        """`product` whose row n goes to row places[n] of out [·, O] float32, places [N] int64."""
-        self._product(affine, 0, x, None, None, out, places, None)
+        """`product` whose row n goes to row places[n] of out [·, O] float32 or bfloat16, places [N] int64."""
+        if out.dtype == torch.bfloat16:
+            self._product(affine, 0, x, halves=out, places=places)
+        else:
+            self._product(affine, 0, x, floats=out, places=places)
 
     def tanh(
         self, affine: Affine, x: Sequence[Input], *, added: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor:
         """tanh of `product` over `TANH_FACTOR` (native_cell.py), as bytes [N, O] with bound 1."""
         out = torch.empty(self._num_rows, affine.num_outputs, dtype=torch.uint8)
-        self._product(affine, 1, x, added, ids, None, None, out)
+        self._product(affine, 1, x, added, ids, bytes_=out)
         return out
 
     def _product(
@@ -294,13 +297,15 @@ class Work:
         affine: Affine,
         finish: int,
         x: Sequence[Input],
-        added: Tensor | None,
-        ids: Tensor | None,
-        floats: Tensor | None,
-        places: Tensor | None,
-        bytes_: Tensor | None,
+        added: Tensor | None = None,
+        ids: Tensor | None = None,
+        *,
+        floats: Tensor | None = None,
+        halves: Tensor | None = None,
+        places: Tensor | None = None,
+        bytes_: Tensor | None = None,
     ) -> None:
-        self._kept += [affine, *x, added, ids, floats, places, bytes_]
+        self._kept += [affine, *x, added, ids, floats, halves, places, bytes_]
         self._library.short.recurra_product(
             self._address,
             affine.address,
@@ -310,6 +315,7 @@ class Work:
             _address(ids),
             0 if added is None else added.stride(0),
             _address(floats),
+            _address(halves),
             _address(places),
             _address(bytes_),
         )

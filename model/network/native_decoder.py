@@ -104,8 +104,10 @@ class NativeDecoder:
         """The memory of B sentences of these lengths [B]; their reading is done then."""
         keys: Tensor | None = None
         if self._keys is not None:
-            new = torch.empty if self.looks_up_anywhere else torch.zeros
-            keys = new(encoded.outputs.shape[0] * encoded.outputs.shape[1], self._keys.num_outputs)
+            num_places, like = encoded.outputs.shape[0] * encoded.outputs.shape[1], encoded.outputs
+            # As the outputs: nobody looks behind the tokens, or there have to be zeros.
+            new = like.new_empty if self.looks_up_anywhere else like.new_zeros
+            keys = new(num_places, self._keys.num_outputs)
             encoded.work.product_into(keys, encoded.positions, self._keys, [Input(encoded.bytes)])
         encoded.work.run()
         outputs = encoded.outputs
@@ -249,9 +251,10 @@ class NativeDecoder:
 def scattered_memory(
     memory: Memory, entries: np.ndarray | None = None, lens: np.ndarray | None = None
 ) -> ScatteredMemory:
-    """Entries [R] of a memory where they lie, whose lengths are `lens` [R]; without them all, as its mask says."""
+    """Entries [R] of a memory in bfloat16 where they lie, whose lengths are `lens` [R]; without them all, as its mask
+    says."""
     assert memory.keys is not None and memory.values is not None
     entries = np.arange(memory.num_entries) if entries is None else entries
-    keys, values = (part.data_ptr() + entries * (4 * part.stride(0)) for part in (memory.keys, memory.values))
+    keys, values = (part.data_ptr() + entries * (2 * part.stride(0)) for part in (memory.keys, memory.values))
     lens = memory.mask.sum(dim=1).numpy() if lens is None else lens
     return ScatteredMemory(keys, values, lens, memory.mask.shape[1], memory.rows_each, [memory])

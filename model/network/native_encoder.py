@@ -57,12 +57,14 @@ class _Layer:
         *,
         is_reversed: bool,
         floats: Tensor | None,
+        halves: Tensor | None,
         places: np.ndarray,
     ) -> tuple[Tensor, State]:
         """Writes down the reading of tokens, ids [P] int64, in the lowest layer, else of x [P, ·] in bytes.
 
         Args:
-            floats: [·, D·H], takes the outputs of each sentence from its place on; None where nobody wants them.
+            floats, halves: [·, D·H] float32 and bfloat16, take the outputs of each sentence from its place on; None
+                where nobody wants them.
 
         Returns:
             Outputs [P, D·H] in bytes, and the last states, tensors [B, D·H].
@@ -89,10 +91,11 @@ class _Layer:
             batch.order.ctypes.data,
             num_sentences,
             None if floats is None else floats.data_ptr(),
+            None if halves is None else halves.data_ptr(),
             outputs.data_ptr(),
             last[0].data_ptr(),
             last[1].data_ptr() if len(last) > 1 else None,
-            kept=[self, gates, ids, batch, places, floats, outputs, last],
+            kept=[self, gates, ids, batch, places, floats, halves, outputs, last],
         )
         return outputs, last
 
@@ -102,7 +105,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         work: over all P tokens.
-        outputs: [B, S, M] float32; where there is no token, zeros or, where nobody looks, anything.
+        outputs: [B, S, M] float32 with zeros where there is no token; or bfloat16 with anything there.
         bytes: [P, M], the outputs of all tokens, and `positions` [P] where they stand in `outputs` laid out flat.
         last_states: of each layer, tensors [B, D·H], lowest first.
     """
@@ -118,11 +121,12 @@ class NativeEncoder:
     """Reads a batch of sentences without padding.
 
     Args:
-        leaves_gaps: nobody looks at outputs where there is no token.
+        is_looked_up: attention alone looks at the outputs, wherever they lie: they are bfloat16, and where there is no
+            token they are left as they come.
     """
 
-    def __init__(self, network: Seq2Seq, *, leaves_gaps: bool) -> None:
-        self._new = torch.empty if leaves_gaps else torch.zeros
+    def __init__(self, network: Seq2Seq, *, is_looked_up: bool) -> None:
+        self._is_looked_up = is_looked_up
         encoder = network.encoder
         self._config = network.config
         self._layers: list[_Layer] = []
@@ -147,14 +151,23 @@ class NativeEncoder:
         for index, layer in enumerate(self._layers):
             is_top = index + 1 == len(self._layers)
             floats: Tensor | None = None
+            halves: Tensor | None = None
             places = batch.starts
             if is_top and not is_top_sum:
-                floats = outputs = self._new(num_rows, width, layer.num_directions * layer.hidden_dim)
+                outputs = self._room(num_rows, width, layer.num_directions * layer.hidden_dim)
+                floats, halves = (None, outputs) if self._is_looked_up else (outputs, None)
                 places = batch.order * width
             elif self._config.residual:
                 floats = torch.empty(len(ids), layer.num_directions * layer.hidden_dim)
             read, last = layer.read(
-                work, batch, ids, read, is_reversed=self._config.reverse_source, floats=floats, places=places
+                work,
+                batch,
+                ids,
+                read,
+                is_reversed=self._config.reverse_source,
+                floats=floats,
+                halves=halves,
+                places=places,
             )
             last_states.append(last)
             bound = bound + 1.0 if self._config.is_residual_layer(index) else 1.0
@@ -169,9 +182,12 @@ class NativeEncoder:
         if outputs is None:
             assert below is not None
             work.run()
-            outputs = self._new(num_rows, width, below.shape[1])
-            outputs.view(num_rows * width, -1).index_copy_(0, batch.positions, below)
+            outputs = self._room(num_rows, width, below.shape[1])
+            outputs.view(num_rows * width, -1).index_copy_(0, batch.positions, below.to(outputs.dtype))
         return Encoded(work, outputs, read, batch.positions, last_states)
+
+    def _room(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16) if self._is_looked_up else torch.zeros(shape)
 
 
 def _batch(lens: Sequence[int], width: int) -> _Batch:

@@ -95,20 +95,24 @@ def test_logits_come_with_norms_and_peaks(num_tokens: int) -> None:
 
 @native
 @pytest.mark.parametrize("width", [7, 16, 40, 300])
-def test_attention_is_softmax_and_weighted_sum(width: int) -> None:
-    num_entries, rows_each, first, lens = 3, 2, 4, torch.tensor([1, width, 5])
+@pytest.mark.parametrize("rows_each", [1, 2])
+def test_attention_is_softmax_and_weighted_sum(width: int, rows_each: int) -> None:
+    num_entries, first, lens = 3, 4, torch.tensor([1, width, 5])
     num_rows = first + num_entries * rows_each
     keys, values = torch.randn(num_entries, width, 48), torch.rand(num_entries, width, 80) * 2 - 1
+    keys, values = keys.bfloat16(), values.bfloat16()
     queries = torch.randn(num_rows, 48)
     mask = torch.arange(width) < lens[:, None]
     contexts = torch.empty(num_rows, 80, dtype=torch.uint8)
     work = Work(num_rows)
     memory = scattered_memory(Memory(keys, values, mask, None, rows_each))
     weights = done(work, work.attend(queries, memory, contexts, first, 1.0))
-    scores: Tensor = queries[first:].view(num_entries, rows_each, -1) @ keys.transpose(1, 2)
+    scores: Tensor = queries[first:].view(num_entries, rows_each, -1) @ keys.float().transpose(1, 2)
     expected = torch.where(mask[:, None], scores, float("-inf")).softmax(dim=-1)
     torch.testing.assert_close(weights, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(dequantize(contexts[first:]), (expected @ values).flatten(0, 1), atol=0.005, rtol=0)
+    torch.testing.assert_close(
+        dequantize(contexts[first:]), (expected @ values.float()).flatten(0, 1), atol=0.005, rtol=0
+    )
 
 
 @native
