@@ -183,6 +183,8 @@ class StepDecoder:
             segments = [journeys[i].segment for i in entries]
             lane.sources.add(memory, entries, [segment.num_src for segment in segments])
             lane.search.add(segments)
+        if not self._num_rows:
+            self._state = ()  # of nobody any more
         num_states = self._state[0].shape[0] if self._state else 0
         parents = self._all_parents()
         id_pieces: list[np.ndarray] = []

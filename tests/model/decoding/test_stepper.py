@@ -213,3 +213,13 @@ def test_a_table_that_comes_again_is_the_same_graph() -> None:
     for _ in range(3):
         run(decoder, [(ids, SearchOptions(k=3, max_length=8)) for ids in sources(5)])
     assert network._graphs is not None and len(network._graphs) == 1
+
+
+def test_what_was_cancelled_leaves_nothing_behind() -> None:
+    decoder = StepDecoder(small_network())
+    options = SearchOptions(k=3, max_length=8)
+    for _ in range(5):
+        for handle in decoder.add([(ids, options) for ids in sources(4)]):
+            decoder.cancel(handle)
+    decoder.add([(sources(1)[0], options)])
+    assert len(decoder._state[0]) == 1
