@@ -19,7 +19,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <immintrin.h>
@@ -79,6 +78,11 @@ struct Added {
 
     const float* row(int64_t n) const { return table + (rows ? rows[n] : n) * stride; }
 };
+
+// The first `num` lanes: none where that is not above 0, and all from 16 on.
+inline __mmask16 Lanes(int64_t num) {
+    return num >= kLanes ? 0xffff : num <= 0 ? 0 : static_cast<__mmask16>((1u << num) - 1);
+}
 
 // 2^x, x finite. 2^n · 2^f with |f| <= 1/2, and a polynomial for 2^f of the degree that is asked for: within 3e-06 of it
 // with degree 4, 9e-08 with degree 5.
@@ -291,13 +295,13 @@ void ProductOf(
 inline float LogNorm(const float* peaks, const float* masses, int64_t num_panels) {
     __m512 largest = _mm512_set1_ps(-__builtin_inff());
     for (int64_t i = 0; i < num_panels; i += kLanes) {
-        const __mmask16 mask = num_panels - i >= kLanes ? 0xffff : (1u << (num_panels - i)) - 1;
+        const __mmask16 mask = Lanes(num_panels - i);
         largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, peaks + i));
     }
     const float peak = _mm512_reduce_max_ps(largest);
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < num_panels; i += kLanes) {
-        const __mmask16 mask = num_panels - i >= kLanes ? 0xffff : (1u << (num_panels - i)) - 1;
+        const __mmask16 mask = Lanes(num_panels - i);
         const __m512 share = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, peaks + i), _mm512_set1_ps(peak)));
         sum = _mm512_mask_add_ps(sum, mask, sum, _mm512_mul_ps(share, _mm512_maskz_loadu_ps(mask, masses + i)));
     }
@@ -525,21 +529,21 @@ inline float Dot(const float* a, const Key* b, int64_t size) {
 inline void Softmax(float* weights, int64_t length, int64_t width) {
     __m512 largest = _mm512_set1_ps(-__builtin_inff());
     for (int64_t s = 0; s < length; s += kLanes) {
-        const __mmask16 mask = length - s >= kLanes ? 0xffff : (1u << (length - s)) - 1;
+        const __mmask16 mask = Lanes(length - s);
         largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, weights + s));
     }
     const __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
     __m512 sum = _mm512_setzero_ps();
     for (int64_t s = 0; s < width; s += kLanes) {
-        const __mmask16 inside = width - s >= kLanes ? 0xffff : (1u << (width - s)) - 1;
-        const __mmask16 mask = length - s >= kLanes ? 0xffff : length <= s ? 0 : (1u << (length - s)) - 1;
+        const __mmask16 inside = Lanes(width - s);
+        const __mmask16 mask = Lanes(length - s);
         const __m512 e = _mm512_maskz_mov_ps(mask, Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, weights + s), peak)));
         sum = _mm512_add_ps(sum, e);
         _mm512_mask_storeu_ps(weights + s, inside, e);
     }
     const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
     for (int64_t s = 0; s < length; s += kLanes) {
-        const __mmask16 mask = length - s >= kLanes ? 0xffff : (1u << (length - s)) - 1;
+        const __mmask16 mask = Lanes(length - s);
         _mm512_mask_storeu_ps(weights + s, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weights + s), scale));
     }
 }
@@ -652,7 +656,7 @@ struct Scores {
     __m512 Sixteen(int64_t row, int64_t token) const {
         const __m512 x = _mm512_loadu_ps(logits + row * num_tokens + token);
         if (token >= num_forbidden) return x;
-        const __mmask16 mask = num_forbidden - token >= kLanes ? 0xffff : (1u << (num_forbidden - token)) - 1;
+        const __mmask16 mask = Lanes(num_forbidden - token);
         return _mm512_mask_mov_ps(x, mask, _mm512_set1_ps(-__builtin_inff()));
     }
     float FirstPeak(int64_t row) const {
@@ -711,7 +715,7 @@ void BestOf(
         const __m512 norm = _mm512_set1_ps(scores.norm(row)), total = _mm512_set1_ps(totals[k]);
         blocks.Offer(Scores::Value(scores.FirstPeak(row), scores.norm(row), totals[k]), k * num_blocks);
         for (int64_t i = 0; i < num_blocks; i += kLanes) {
-            __mmask16 mask = num_blocks - i >= kLanes ? 0xffff : (1u << (num_blocks - i)) - 1;
+            __mmask16 mask = Lanes(num_blocks - i);
             if (!i) mask &= 0xfffe;
             const __m512 peaks = _mm512_maskz_loadu_ps(mask, scores.peaks + row * num_blocks + i);
             blocks.Offer(Scores::Value(peaks, norm, total), k * num_blocks + i, mask);
